@@ -1,0 +1,39 @@
+"""Reinforcement learning in JAX and Equinox: every array's shape checked, every part replaceable."""
+
+from eqxrl import _typing as _typing  # isort: skip  (installs the check of functions, so it comes first)
+from eqxrl import advantages as advantages
+from eqxrl import algorithms as algorithms
+from eqxrl import collectors as collectors
+from eqxrl import envs as envs
+from eqxrl import evaluators as evaluators
+from eqxrl import learners as learners
+from eqxrl import losses as losses
+from eqxrl import nn as nn
+from eqxrl._structs import AdvantageMinibatch as AdvantageMinibatch
+from eqxrl._structs import EvalMetrics as EvalMetrics
+from eqxrl._structs import LossMetrics as LossMetrics
+from eqxrl._structs import TrainStepMetrics as TrainStepMetrics
+from eqxrl._structs import Trajectory as Trajectory
+from eqxrl._structs import TrajectoryCollectionState as TrajectoryCollectionState
+from eqxrl._structs import TrajectoryWithLastObs as TrajectoryWithLastObs
+from eqxrl._typing import ShapeError as ShapeError
+from eqxrl._typing import TEnvParams as TEnvParams
+from eqxrl._typing import TEnvState as TEnvState
+from eqxrl._typing import field as field
+from eqxrl._typing import typed as typed
+from eqxrl.advantages import GAE as GAE
+from eqxrl.advantages import AbstractAdvantage as AbstractAdvantage
+from eqxrl.algorithms import PPO as PPO
+from eqxrl.algorithms import PPOHParams as PPOHParams
+from eqxrl.algorithms import PPOState as PPOState
+from eqxrl.collectors import AbstractCollector as AbstractCollector
+from eqxrl.collectors import RolloutCollector as RolloutCollector
+from eqxrl.envs import make as make
+from eqxrl.evaluators import AbstractEvaluator as AbstractEvaluator
+from eqxrl.evaluators import EpisodeEvaluator as EpisodeEvaluator
+from eqxrl.learners import AbstractLearner as AbstractLearner
+from eqxrl.learners import MinibatchLearner as MinibatchLearner
+from eqxrl.losses import AbstractLoss as AbstractLoss
+from eqxrl.losses import PPOLoss as PPOLoss
+from eqxrl.nn import AbstractActorCritic as AbstractActorCritic
+from eqxrl.nn import MLPActorCritic as MLPActorCritic

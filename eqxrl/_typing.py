@@ -1,0 +1,196 @@
+"""The shared vocabulary: axis names, type variables, and the checks that make annotations true.
+
+Axis words are the same everywhere: `steps envs batch obs act`, and `seeds` for vmapped runs. A struct whose arrays share
+leading axes calls them `*batch`, so that one struct serves a single step `[envs]`, a rollout `[steps envs]` and a
+minibatch `[batch]`.
+
+Three switches:
+
+- structs (`@typed`) and seams (`validate`) are always checked; it costs trace time only;
+- `EQXRL_TYPECHECK=1` in the environment checks every function of the package as well;
+- `JAXTYPING_DISABLE=1` turns all of it off.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from beartype import beartype
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt32, install_import_hook, jaxtyped
+
+if os.environ.get("EQXRL_TYPECHECK", "0") not in ("", "0"):
+    install_import_hook("eqxrl", "beartype.beartype")
+
+if TYPE_CHECKING:
+    from gymnax.environments.environment import EnvParams, EnvState
+
+    TEnvState = TypeVar("TEnvState", bound=EnvState)
+    TEnvParams = TypeVar("TEnvParams", bound=EnvParams)
+else:  # importing gymnax takes seconds, so the bounds are for readers and type checkers only
+    TEnvState = TypeVar("TEnvState")
+    TEnvParams = TypeVar("TEnvParams")
+
+T = TypeVar("T")
+
+Scalar = Float[Array, ""]
+Schedule = Scalar | Callable
+"""A coefficient: a number, or a function of the number of gradient updates made so far (any optax schedule)."""
+Observation = PyTree[Shaped[Array, "..."]]
+"""Any pytree of arrays; which leading axes it has is checked by the struct that holds it."""
+Action = PyTree[Shaped[Array, "..."]]
+Carry = PyTree
+"""The hidden state of a recurrent policy; `()` for a feed-forward one."""
+KeyLike = Key[Array, "..."] | UInt32[Array, "..."]
+
+
+def typed(cls: type[T]) -> type[T]:
+    """Class decorator: the constructor checks every annotated field with beartype, whatever the switches say."""
+    return jaxtyped(typechecker=beartype)(cls)
+
+
+def as_scalar(x: float | int | np.ndarray | np.generic | Array) -> Shaped[Array, "..."]:
+    """A number as a strongly typed float32 array; weak types and Python floats would retrace. Wider floats keep their
+    width under `jax_enable_x64` only where they already are arrays."""
+    if isinstance(x, Array) and jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(x.dtype)
+    return jnp.asarray(x, dtype=jnp.float32)
+
+
+def as_schedule(x: Any) -> Schedule:
+    """A number becomes a float32 array; a schedule stays what it is."""
+    return x if callable(x) else as_scalar(x)
+
+
+def at_step(x: Schedule, num_updates: Int[Array, ""]) -> Scalar:
+    """The value of a coefficient after `num_updates` gradient updates."""
+    return as_scalar(x(num_updates)) if callable(x) else x
+
+
+def as_key(rng: KeyLike) -> Key[Array, "..."]:
+    """A typed key; an old-style `uint32[..., 2]` key is wrapped."""
+    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        return rng
+    if rng.ndim == 0 or rng.shape[-1] != 2:
+        raise ValueError(
+            f"rng must be a JAX key, got uint32{list(rng.shape)}; pass jax.random.key(seed), or jax.random.split of one"
+        )
+    return jax.random.wrap_key_data(rng)
+
+
+def strong(tree: T) -> T:
+    """The same values without weak types, which would make a second call compile again."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype) if eqx.is_array(x) else x, tree)
+
+
+def field(
+    *,
+    default: Any = dataclasses.MISSING,
+    default_factory: Any = dataclasses.MISSING,
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: Any = None,
+    kw_only: Any = dataclasses.MISSING,
+    static: bool | None = None,
+    converter: Callable[[Any], Any] | None = None,
+) -> Any:
+    """`dataclasses.field` for `eqx.Module`s. A field whose default is an int or a bool is static (it sets a shape or picks
+    a branch, so changing it compiles anew); any other is a leaf of the pytree, and a float default is kept as a float32
+    array, so that it can be swept by `vmap` without a recompile.
+
+    - `static`: overrides the choice above.
+    - `converter`: called on the value in `__init__`; for a float default it is `as_scalar`.
+    """
+    if static is None:
+        static = isinstance(default, bool | int)
+    if converter is None and isinstance(default, float) and not static:
+        converter = as_scalar
+    kwargs: dict[str, Any] = dict(init=init, repr=repr, hash=hash, compare=compare, metadata=metadata or {}, kw_only=kw_only)
+    if default is not dataclasses.MISSING:
+        kwargs["default"] = default
+    if default_factory is not dataclasses.MISSING:
+        kwargs["default_factory"] = default_factory
+    if converter is not None:
+        kwargs["converter"] = converter
+    return eqx.field(static=static, **kwargs)
+
+
+class ShapeError(TypeError):
+    """A part returned something that doesn't fit the seam it was returned through."""
+
+
+def describe(x: Any) -> str:
+    """`float32[64 4]` for an array, the type's name for anything else, leaf by leaf for a pytree."""
+    leaves = jax.tree.leaves(x)
+    if len(leaves) == 1 and leaves[0] is x and hasattr(x, "shape"):
+        return f"{x.dtype}[{' '.join(map(str, x.shape))}]"
+    if leaves and not isinstance(x, eqx.Module):
+        return "(" + ", ".join(describe(leaf) if leaf is not x else type(x).__name__ for leaf in leaves) + ")"
+    return type(x).__name__
+
+
+def leading(axes: str) -> Any:
+    """A field that holds a pytree (of arrays, or a struct) whose every leaf starts with `axes`, such as `"*batch"`."""
+    return field(metadata={"leading": axes})
+
+
+def check_leading(struct: Any, **sizes: tuple[int, ...]) -> None:
+    """For `__check_init__`: every leaf of a field declared with `leading(axes)` starts with `sizes[axes]`."""
+    for f in dataclasses.fields(struct):
+        axes = f.metadata.get("leading", "").strip("* ")
+        if axes in sizes and not _starts_with(getattr(struct, f.name), sizes[axes]):
+            raise ShapeError(
+                f"{type(struct).__name__}.{f.name} = {describe(getattr(struct, f.name))}, "
+                f"but every leaf must start with [{axes}] = {list(sizes[axes])}"
+            )
+
+
+def validate(producer: object, struct: T, *, batch: str, **sizes: int) -> T:
+    """Check `struct`, which `producer` (a part) has just returned, against its annotations and the sizes that hold here. vmap
+    and scan rebuild structs without calling `__init__`, and a name bound in one struct does not bind in another, so a
+    struct's own check isn't enough.
+
+    - `batch`: what `*batch` stands for, as in `"steps envs"`.
+    - `sizes`: the size of each axis, as in `steps=64, envs=8`.
+
+    **Raises:** `ShapeError`, which names the part's class, the field, the axes expected and the shape got.
+    """
+    bound = {"*batch": tuple(sizes[axis] for axis in batch.split())} | {k: (v,) for k, v in sizes.items()}
+    spelled = {"*batch": " ".join(f"{axis}={sizes[axis]}" for axis in batch.split())}
+    spelled |= {k: f"{k}={v}" for k, v in sizes.items()}
+    with jaxtyped("context"):
+        for axes, shape in bound.items():
+            isinstance(np.empty(shape, np.bool_), Shaped[np.ndarray, axes])  # an isinstance check binds the axis
+        for f in dataclasses.fields(struct):  # pyright: ignore[reportArgumentType]
+            value = getattr(struct, f.name)
+            where = f"{type(producer).__name__} returned {type(struct).__name__}.{f.name} = {describe(value)}"
+            axes = f.metadata.get("leading")
+            if axes is not None and not _starts_with(value, bound[axes]):
+                raise ShapeError(f"{where}, but every leaf must start with [{spelled[axes]}]")
+            if hasattr(f.type, "dim_str") and not isinstance(value, f.type):
+                expected = " ".join(spelled.get(axis, axis) for axis in f.type.dim_str.split())  # pyright: ignore
+                raise ShapeError(f"{where}, but {_dtype_name(f.type)}[{expected}] was expected")
+            if dataclasses.is_dataclass(value):
+                validate(producer, value, batch=batch, **sizes)
+    return struct
+
+
+def _starts_with(tree: PyTree, shape: tuple[int, ...]) -> bool:
+    return all(hasattr(x, "shape") and x.shape[: len(shape)] == shape for x in jax.tree.leaves(tree))
+
+
+def _dtype_name(annotation: Any) -> str:
+    return annotation.__name__.split("[")[0].lower()
+
+
+def check_positive(struct: Any, *names: str) -> None:
+    """For `__check_init__`: these sizes are integers of at least 1."""
+    for name in names:
+        if getattr(struct, name) < 1:
+            raise ValueError(f"{type(struct).__name__}.{name} must be at least 1, got {getattr(struct, name)}")

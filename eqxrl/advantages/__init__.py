@@ -1,0 +1,4 @@
+"""How good each step turned out to be."""
+
+from eqxrl.advantages._base import AbstractAdvantage as AbstractAdvantage
+from eqxrl.advantages._gae import GAE as GAE

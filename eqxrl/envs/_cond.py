@@ -1,0 +1,83 @@
+"""A `lax.cond` that survives `vmap`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, PyTree, Shaped
+
+
+def cond_any(pred: Bool[Array, "..."], true_fn: Callable[..., PyTree], operands: Sequence[Any], otherwise: PyTree) -> PyTree:
+    """`true_fn(*operands)` if any element of `pred` is true, else `otherwise`; what isn't needed is not computed.
+
+    Under `vmap` a `lax.cond` with a batched predicate becomes a `select`, and both branches are paid for. Here `vmap`, at
+    any depth, reduces the predicate over the mapped axis as well, so that a true branch is left in the program. The price:
+    a member of the batch that did not need it gets the computed values too, as soon as one member needs it. So the
+    result is *where it is needed* `true_fn(*operands)`, and elsewhere either: select per element afterwards.
+
+    **Arguments:**
+
+    - `pred`: any shape.
+    - `true_fn`: a pure function of `operands`; it may close over arrays, batched ones too.
+    - `operands`: any pytrees; leaves that are not JAX arrays stay as they are.
+    - `otherwise`: arrays of the same structure, shapes and dtypes as `true_fn(*operands)`.
+
+    **Raises:** `TypeError` where `otherwise` differs from what `true_fn` returns.
+    """
+    # What true_fn closes over must become an explicit argument: custom_vmap sees only those.
+    fn = eqx.filter_closure_convert(true_fn, *operands)
+    dynamic, static = eqx.partition((fn, tuple(operands)), eqx.is_array)
+    leaves, treedef = jax.tree.flatten(dynamic)
+
+    def compute(leaves: list[Array]) -> PyTree:
+        fn, operands = eqx.combine(jax.tree.unflatten(treedef, leaves), static)
+        return fn(*operands)
+
+    otherwise = jax.tree.map(jnp.asarray, otherwise)
+    _check_same(jax.eval_shape(compute, leaves), jax.eval_shape(lambda: otherwise))
+    return _cond(compute, jnp.any(pred), leaves, otherwise)
+
+
+def _cond(compute: Callable[[list[Array]], PyTree], needed: Bool[Array, ""], leaves: list[Array], otherwise: PyTree) -> PyTree:
+    @custom_vmap
+    def run(needed: Bool[Array, ""], leaves: list[Array], otherwise: PyTree) -> PyTree:
+        return jax.lax.cond(needed, lambda leaves, _: compute(leaves), lambda _, otherwise: otherwise, leaves, otherwise)
+
+    @run.def_vmap
+    def batched(axis_size: int, is_batched: Any, needed: Any, leaves: Any, otherwise: Any) -> tuple[PyTree, PyTree]:
+        needed_batched, leaves_batched, otherwise_batched = is_batched
+
+        def over_axis(leaves: list[Array]) -> PyTree:
+            in_axes = [0 if b else None for b in leaves_batched]
+            return jax.vmap(lambda *xs: compute(list(xs)), in_axes=in_axes, axis_size=axis_size)(*leaves)
+
+        def spread(x: Shaped[Array, "..."], b: bool) -> Shaped[Array, "..."]:
+            return x if b else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+        out = _cond(
+            over_axis,
+            jnp.any(needed) if needed_batched else needed,
+            leaves,
+            jax.tree.map(spread, otherwise, otherwise_batched),
+        )
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run(needed, leaves, otherwise)
+
+
+def _check_same(computed: PyTree, otherwise: PyTree) -> None:
+    got, want = (
+        [(jax.tree_util.keystr(path), x.dtype, x.shape) for path, x in jax.tree.leaves_with_path(tree)]
+        for tree in (otherwise, computed)
+    )
+    if jax.tree.structure(computed) != jax.tree.structure(otherwise) or got != want:
+        differ = [f"{a} against {b}" for a, b in zip(want, got) if a != b] or [
+            f"{jax.tree.structure(computed)} against {jax.tree.structure(otherwise)}"
+        ]
+        raise TypeError(
+            "cond_any needs an `otherwise` of the same structure, shapes and dtypes as true_fn returns; they differ in "
+            + "; ".join(differ)
+        )

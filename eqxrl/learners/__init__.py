@@ -1,0 +1,6 @@
+"""How a policy is improved on a rollout."""
+
+from eqxrl.learners._base import AbstractLearner as AbstractLearner
+from eqxrl.learners._base import LearnerState as LearnerState
+from eqxrl.learners._minibatch import MinibatchLearner as MinibatchLearner
+from eqxrl.learners._permutation import swap_or_not as swap_or_not

@@ -1,0 +1,4 @@
+"""What a learner minimises: pure functions of a policy and a minibatch."""
+
+from eqxrl.losses._base import AbstractLoss as AbstractLoss
+from eqxrl.losses._ppo import PPOLoss as PPOLoss

@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from eqxrl._structs import AdvantageMinibatch, LossMetrics
+from eqxrl._typing import Scalar, Schedule, as_schedule, at_step, field, typed
+from eqxrl.losses._base import AbstractLoss
+from eqxrl.nn import AbstractActorCritic
+
+
+@typed
+class PPOLoss(AbstractLoss):
+    r"""The clipped surrogate with value loss and entropy bonus,
+    $-\min(r_t \hat A_t, \mathrm{clip}(r_t, 1-\epsilon, 1+\epsilon) \hat A_t) + c_v L^V - c_e S$, where advantages are
+    standardised over the minibatch and $L^V = \tfrac12 \max((v - R)^2, (v_{clip} - R)^2)$ keeps the new value within
+    $\epsilon$ of the old one.
+
+    Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 9; details after Huang et al. 2022,
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
+    """
+
+    clip_eps: Schedule = field(default=0.2, converter=as_schedule)
+    vf_coef: Scalar = field(default=0.5)
+    ent_coef: Schedule = field(default=0.01, converter=as_schedule)
+    clip_value: bool = field(default=True)
+    """Without it the value loss is $\\tfrac12 (v - R)^2$; Andrychowicz et al. 2021 (https://arxiv.org/abs/2006.05990) found
+    clipping to help nowhere."""
+
+    def __call__(self, agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[Scalar, LossMetrics]:
+        t = minibatch.trajectories
+        distribution, value, _ = jax.vmap(lambda obs: agent(obs, agent.initial_carry()))(t.obs)
+
+        advantages = minibatch.advantages - jnp.mean(minibatch.advantages)
+        advantages = advantages / (jnp.std(minibatch.advantages) + 1e-8)
+        log_ratio = distribution.log_prob(t.action) - t.log_prob
+        ratio = jnp.exp(log_ratio)
+        clipped = jnp.clip(ratio, 1 - self.clip_eps, 1 + self.clip_eps)
+        policy_loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
+
+        error = jnp.square(value - minibatch.targets)
+        if self.clip_value:
+            near = t.value + jnp.clip(value - t.value, -self.clip_eps, self.clip_eps)
+            error = jnp.maximum(error, jnp.square(near - minibatch.targets))
+        value_loss = 0.5 * jnp.mean(error)
+
+        entropy = jnp.mean(distribution.entropy())
+        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
+        return loss, LossMetrics(
+            policy_loss=policy_loss,
+            value_loss=value_loss,
+            entropy=entropy,
+            approx_kl=jnp.mean((ratio - 1) - log_ratio),
+            clip_fraction=jnp.mean(jnp.abs(ratio - 1) > self.clip_eps),
+        )
+
+    def at_step(self, num_updates: Int[Array, ""]) -> "PPOLoss":
+        return PPOLoss(
+            clip_eps=at_step(self.clip_eps, num_updates),
+            vf_coef=self.vf_coef,
+            ent_coef=at_step(self.ent_coef, num_updates),
+            clip_value=self.clip_value,
+        )

@@ -1,0 +1,68 @@
+"""What a policy with a critic is. A feed-forward member in ten lines:
+
+    class Linear(AbstractActorCritic):
+        policy: eqx.nn.Linear
+        critic: eqx.nn.Linear
+
+        def __call__(self, obs, carry):
+            return Categorical(self.policy(obs)), self.critic(obs)[0], carry
+
+        def initial_carry(self):
+            return ()
+
+It sees one observation at a time; whoever calls it vmaps over environments or samples. A recurrent member returns its hidden
+state as the carry and gives the state of a fresh episode as `initial_carry()`; the collector resets it where episodes end.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from eqxrl._typing import Carry, Observation, Scalar, describe
+from eqxrl.nn._distributions import AbstractDistribution, Categorical
+
+
+class AbstractActorCritic(eqx.Module):
+    """A policy and a critic."""
+
+    @abc.abstractmethod
+    def __call__(self, obs: Observation, carry: Carry) -> tuple[AbstractDistribution, Scalar, Carry]:
+        """**Arguments:** one observation, in the environment's own units, without leading axes; the hidden state.
+
+        **Returns:** the distribution of the action, the value of the observation (in the units of the training reward), and
+        the next hidden state.
+        """
+
+    @abc.abstractmethod
+    def initial_carry(self) -> Carry:
+        """The hidden state at the start of an episode; `()` for a feed-forward policy."""
+
+
+def check_actor_critic(agent: AbstractActorCritic, obs: Observation, action_space: Any) -> None:
+    """Without computing anything: does the network take the environment's observation (`obs`, one of them, or its shapes), and
+    do its outputs fit the action space?
+
+    **Raises:** `TypeError` or `ValueError`, which say what came and what was expected.
+    """
+    name = type(agent).__name__
+    distribution, value, carry = eqx.filter_eval_shape(lambda a, o: a(o, a.initial_carry()), agent, obs)
+    if not isinstance(distribution, AbstractDistribution):
+        raise TypeError(f"{name} returned {describe(distribution)} as its distribution; return an AbstractDistribution")
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{name} returned the value {describe(value)} for one observation; return a float scalar")
+    expected_carry = eqx.filter_eval_shape(lambda a: a.initial_carry(), agent)
+    if jax.tree.map(describe, expected_carry) != jax.tree.map(describe, carry):
+        raise TypeError(f"{name} returned the carry {describe(carry)}, but initial_carry() is {describe(expected_carry)}")
+    action = eqx.filter_eval_shape(lambda d: d.sample(jax.random.key(0)), distribution)
+    log_prob = eqx.filter_eval_shape(lambda d: d.log_prob(d.sample(jax.random.key(0))), distribution)
+    if log_prob.shape != ():
+        raise TypeError(f"{type(distribution).__name__}.log_prob is {describe(log_prob)} for one action; a scalar is needed")
+    if isinstance(distribution, Categorical) and distribution.logits.shape[-1] != getattr(action_space, "n", None):
+        raise ValueError(f"{name} chooses among {distribution.logits.shape[-1]} actions, but the space is {action_space}")
+    if getattr(action, "shape", None) != tuple(action_space.shape):
+        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {action_space}")
+    if jnp.issubdtype(action.dtype, jnp.floating) != jnp.issubdtype(action_space.dtype, jnp.floating):
+        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {action_space}")

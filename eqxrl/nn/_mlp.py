@@ -1,0 +1,101 @@
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from eqxrl._typing import Observation, Scalar
+from eqxrl.nn._actor_critic import AbstractActorCritic
+from eqxrl.nn._distributions import Categorical, DiagGaussian
+
+
+def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
+    """A linear layer with orthogonal weights times `scale` and zero bias. Saxe et al. 2014, https://arxiv.org/abs/1312.6120"""
+    layer = eqx.nn.Linear(in_size, out_size, key=key)
+    weight = jax.nn.initializers.orthogonal(scale)(key, (out_size, in_size), jnp.float32)
+    return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size, jnp.float32)))
+
+
+def _mlp(sizes: Sequence[int], out_scale: float, key: Key[Array, ""]) -> tuple[eqx.nn.Linear, ...]:
+    keys = jax.random.split(key, len(sizes) - 1)
+    scales = [math.sqrt(2)] * (len(sizes) - 2) + [out_scale]
+    return tuple(
+        orthogonal_linear(i, o, scale=s, key=k) for i, o, s, k in zip(sizes[:-1], sizes[1:], scales, keys, strict=True)
+    )
+
+
+class MLPActorCritic(AbstractActorCritic):
+    """Two separate multilayer perceptrons, one for the policy and one for the critic. Discrete actions: a categorical
+    distribution. Box actions: independent normals whose log standard deviation doesn't depend on the observation; the drawn
+    action isn't squashed, the environment gets it clipped to its bounds.
+
+    Initialisation as in Huang et al. 2022 (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/):
+    orthogonal, scale √2 in hidden layers, 0.01 for the policy's output, 1 for the critic's, zero biases.
+
+    Any observation is flattened to one float vector; a Discrete one becomes one-hot.
+    """
+
+    actor: tuple[eqx.nn.Linear, ...]
+    critic: tuple[eqx.nn.Linear, ...]
+    log_std: Float[Array, " act"] | None
+    """Box actions only."""
+    activation: Callable = eqx.field(static=True)
+    action_shape: tuple[int, ...] = eqx.field(static=True)
+    num_categories: int | None = eqx.field(static=True)
+    """Of a Discrete observation."""
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: Callable = jax.nn.tanh,
+        log_std_init: float = 0.0,
+        key: Key[Array, ""],
+    ):
+        """**Arguments:** gymnax spaces; `hidden_sizes` of each of the two networks; `log_std_init` of a Box policy, in the
+        action's own units."""
+        actor_key, critic_key = jax.random.split(key)
+        self.num_categories = getattr(observation_space, "n", None)
+        in_size = self.num_categories or _size(observation_space)
+        self.action_shape = tuple(action_space.shape)
+        discrete = hasattr(action_space, "n")
+        out_size = action_space.n if discrete else math.prod(self.action_shape)
+        self.actor = _mlp([in_size, *hidden_sizes, out_size], 0.01, actor_key)
+        self.critic = _mlp([in_size, *hidden_sizes, 1], 1.0, critic_key)
+        self.log_std = None if discrete else jnp.full((out_size,), log_std_init, jnp.float32)
+        self.activation = activation
+
+    def __call__(self, obs: Observation, carry: tuple[()]) -> tuple[Categorical | DiagGaussian, Scalar, tuple[()]]:
+        x = self._flat(obs)
+        head = self._apply(self.actor, x)
+        if self.log_std is None:
+            distribution = Categorical(head)
+        else:
+            distribution = DiagGaussian(head, self.log_std, self.action_shape)
+        return distribution, self._apply(self.critic, x)[0], carry
+
+    def initial_carry(self) -> tuple[()]:
+        return ()
+
+    def _flat(self, obs: Observation) -> Float[Array, " obs"]:
+        if self.num_categories is not None:
+            return jax.nn.one_hot(obs, self.num_categories, dtype=self.actor[0].weight.dtype)
+        leaves = [jnp.ravel(x).astype(self.actor[0].weight.dtype) for x in jax.tree.leaves(obs)]
+        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+
+    def _apply(self, layers: tuple[eqx.nn.Linear, ...], x: Float[Array, " obs"]) -> Float[Array, " out"]:
+        for layer in layers[:-1]:
+            x = self.activation(layer(x))
+        return layers[-1](x)
+
+
+def _size(space: Any) -> int:
+    if hasattr(space, "spaces"):
+        children = space.spaces.values() if isinstance(space.spaces, dict) else space.spaces
+        return sum(_size(child) for child in children)
+    return math.prod(space.shape)

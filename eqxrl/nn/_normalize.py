@@ -1,0 +1,101 @@
+"""Running statistics, and the policy that carries them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from eqxrl._typing import Carry, Observation, Scalar, typed
+from eqxrl.nn._actor_critic import AbstractActorCritic
+from eqxrl.nn._distributions import AbstractDistribution
+
+
+@typed
+class RunningMoments(eqx.Module):
+    """Mean and variance of everything counted so far, merged batch by batch. Chan et al. 1983,
+    https://doi.org/10.1080/00031305.1983.10483115, the parallel algorithm.
+
+    Sums are taken of differences from the mean so far: float32 is then enough for any number of samples with any mean.
+    """
+
+    mean: Float[Array, "*shape"]
+    var: Float[Array, "*shape"]
+    """Population variance; 1 before anything was counted."""
+    count: Scalar
+
+    def update(self, x: Shaped[Array, "..."]) -> "RunningMoments":
+        """Counts `x`, whose trailing axes are those of the mean and whose leading axes are samples."""
+        axes = tuple(range(x.ndim - self.mean.ndim))
+        n = jnp.asarray(x.size // max(self.mean.size, 1), self.count.dtype)
+        delta = x.astype(self.mean.dtype) - self.mean
+        batch_delta = jnp.mean(delta, axis=axes)
+        batch_var = jnp.mean((delta - batch_delta) ** 2, axis=axes)
+        weight = n / (self.count + n)
+        mean = self.mean + batch_delta * weight
+        var = self.var * (1 - weight) + batch_var * weight + batch_delta**2 * weight * (1 - weight)
+        return RunningMoments(mean=mean, var=var, count=self.count + n)
+
+
+def zero_moments(shape: tuple[int, ...] = ()) -> RunningMoments:
+    """Nothing counted: normalising with it changes nothing but clips."""
+    return RunningMoments(
+        mean=jnp.zeros(shape, jnp.float32), var=jnp.ones(shape, jnp.float32), count=jnp.zeros((), jnp.float32)
+    )
+
+
+class NormalizedActorCritic(AbstractActorCritic):
+    """A policy that sees its observations standardised by running statistics and clipped to ±`clip`. The statistics are part of
+    it, so they are saved, evaluated and deployed with it; they stay as they are while a rollout is collected and learned from
+    (so the first ratio is 1), and `observe` counts the rollout's observations afterwards."""
+
+    actor_critic: AbstractActorCritic
+    statistics: PyTree[RunningMoments]
+    """One for each leaf of the observation."""
+    clip: float = eqx.field(static=True)
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, actor_critic: AbstractActorCritic, obs: Observation, *, clip: float = 10.0, epsilon: float = 1e-8):
+        """**Arguments:** the policy; `obs`, one observation or its shapes; the bounds in standard deviations; what is added to
+        the variance."""
+        self.actor_critic = actor_critic
+        self.statistics = jax.tree.map(lambda x: zero_moments(x.shape), obs)
+        self.clip = clip
+        self.epsilon = epsilon
+
+    def __call__(self, obs: Observation, carry: Carry) -> tuple[AbstractDistribution, Scalar, Carry]:
+        return self.actor_critic(self.normalize(obs), carry)
+
+    def initial_carry(self) -> Carry:
+        return self.actor_critic.initial_carry()
+
+    def normalize(self, obs: Observation) -> Observation:
+        """Standardised and clipped; the shape of `obs`, float32."""
+
+        def leaf(moments: RunningMoments, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
+            scaled = (x.astype(moments.mean.dtype) - moments.mean) * jax.lax.rsqrt(moments.var + self.epsilon)
+            return jnp.clip(scaled, -self.clip, self.clip)
+
+        return jax.tree.map(leaf, self.statistics, obs, is_leaf=_is_moments)
+
+    def observe(self, obs: Observation) -> "NormalizedActorCritic":
+        """Counts observations with any leading axes."""
+        statistics = jax.tree.map(lambda moments, x: moments.update(x), self.statistics, obs, is_leaf=_is_moments)
+        return eqx.tree_at(lambda m: m.statistics, self, statistics)
+
+
+def observe(agent: AbstractActorCritic, obs: Observation) -> AbstractActorCritic:
+    """The policy after it has counted a rollout's observations `[steps envs ...]`; the same one if it keeps no statistics."""
+    return agent.observe(obs) if isinstance(agent, NormalizedActorCritic) else agent
+
+
+def trainable(agent: PyTree) -> PyTree[bool]:
+    """Which leaves an optimiser may change: float arrays, except running statistics."""
+    return jax.tree.map(
+        lambda x: jax.tree.map(lambda _: False, x) if _is_moments(x) else eqx.is_inexact_array(x), agent, is_leaf=_is_moments
+    )
+
+
+def _is_moments(x: Any) -> bool:
+    return isinstance(x, RunningMoments)

@@ -1,0 +1,143 @@
+"""A folder of checkpoints: the newest few and the best."""
+
+import errno
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxtyping import PyTree
+
+from eqxrl.training._files import CheckpointDamaged, encode, load_with_metadata, read, write
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"checkpoint-(\d+)\.eqx")
+
+
+class Checkpoints:
+    """Checkpoints of one run, `checkpoint-000000120.eqx` after iteration 120 and so on, and `best.eqx`.
+
+    From the first save on, there is a whole checkpoint in the folder at every instant, even if the process is killed while
+    saving. One process writes to a folder at a time; any number may read. All state is in the folder: a new process goes on
+    where the last one stopped.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
+        """**Arguments:**
+
+        - `folder`: made by the first save.
+        - `keep`: how many of the newest checkpoints stay. With 1, there is nothing to fall back to.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}; the newest checkpoint is always kept")
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(
+        self,
+        tree: PyTree,
+        *,
+        iteration: int,
+        metadata: Mapping[str, Any] | None = None,
+        score: float | int | None = None,
+    ) -> Path:
+        """Writes a checkpoint, and then deletes those that have `keep` newer ones, which are read back first.
+
+        **Arguments:**
+
+        - `tree`: see `eqxrl.save`.
+        - `iteration`: the training iterations made so far. Saving one again replaces it.
+        - `metadata`: JSON; `iteration` and `score` are added.
+        - `score`: if it is higher than any so far, `best.eqx` is written too. NaN is never the best.
+
+        **Returns:** the checkpoint's path.
+
+        **Raises:** what `eqxrl.save` raises; `ValueError` where the folder holds a whole checkpoint of a later iteration, since
+        this one wouldn't be the latest.
+        """
+        if iteration < 0:
+            raise ValueError(f"iteration must be at least 0, got {iteration}")
+        taken = {"iteration", "score"} & set(metadata or {})
+        if taken:
+            raise ValueError(f"metadata must not hold {sorted(taken)}; pass them as arguments of save")
+        for later, path in self._files():
+            if later > iteration and _is_whole(path):
+                raise ValueError(
+                    f"iteration {iteration} would not be the latest in {self.folder}, which holds iteration {later}; pass "
+                    "another folder for another run, continue from latest(like), or delete the later checkpoints"
+                )
+        score = None if score is None else float(score)
+        parts = encode(tree, {**(metadata or {}), "iteration": iteration, "score": score})
+        path = self.folder / f"checkpoint-{iteration:09d}.eqx"
+        write(path, parts)
+        if score is not None and score > self._best_score():
+            write(self._best, parts)
+        whole = 0
+        for _, older in self._files():
+            if whole == self.keep:
+                older.unlink()
+            elif _is_whole(older):
+                whole += 1
+        for leftover in self.folder.glob(".*.eqx.*.tmp"):  # of a writer that was killed
+            leftover.unlink()
+        return path
+
+    def latest(self, like: T) -> tuple[T, dict[str, Any]]:
+        """The newest checkpoint and its metadata; where it is damaged, the one before, with a warning.
+
+        **Raises:** `CheckpointMismatch` (see `eqxrl.load`; an older checkpoint is no answer to that), `FileNotFoundError` where
+        there is none, `CheckpointDamaged` where all are damaged.
+        """
+        files = self._files()
+        if not files:
+            raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this folder", str(self.folder))
+        damage = []
+        for _, path in files:
+            try:
+                found = load_with_metadata(path, like)
+            except CheckpointDamaged as e:
+                damage.append(str(e))
+                continue
+            for why in damage:
+                warnings.warn(f"{why} Fell back to {path.name}.", stacklevel=2)
+            return found
+        raise CheckpointDamaged(
+            f"none of the {len(files)} checkpoints in {self.folder} can be read; best(like) may still be:\n" + "\n".join(damage)
+        )
+
+    def best(self, like: T) -> tuple[T, dict[str, Any]]:
+        """The checkpoint with the highest score so far, and its metadata.
+
+        **Raises:** `CheckpointDamaged`, `CheckpointMismatch`, `FileNotFoundError` where nothing was saved with a score.
+        """
+        return load_with_metadata(self._best, like)
+
+    @property
+    def _best(self) -> Path:
+        return self.folder / "best.eqx"
+
+    def _best_score(self) -> float:
+        try:
+            return read(self._best)[0]["metadata"]["score"]
+        except FileNotFoundError:
+            return -math.inf
+        except CheckpointDamaged as e:
+            warnings.warn(f"{e} It is replaced by the present checkpoint.", stacklevel=3)
+            return -math.inf
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """Iterations and paths, newest first."""
+        matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("checkpoint-*.eqx")]
+        return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read(path)
+    except CheckpointDamaged:
+        return False
+    return True

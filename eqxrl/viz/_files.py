@@ -1,0 +1,25 @@
+"""Pictures are written whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
+    """Yields a name in the folder of `path` (created where it's missing) to write to. It becomes `path` when the block
+    succeeds; when the block fails or is interrupted it is removed, and what was at `path` before stays.
+
+    **Raises:** `ValueError`, before the block, if `path` doesn't end in `suffix`.
+    """
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"this writes a {suffix} file, got the path {str(path)!r}; pass a name that ends in {suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

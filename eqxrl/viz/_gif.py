@@ -1,0 +1,113 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from eqxrl._typing import KeyLike, as_key
+from eqxrl.viz._draw import RENDERERS, gym_pictures, require_pygame, with_title
+from eqxrl.viz._files import written_whole
+
+LAST_FRAME_MS = 1500
+"""How long the last frame stays before the GIF starts over."""
+
+
+def render_episode(
+    env: Any,
+    env_params: PyTree,
+    act: Callable,
+    gif_path: str | os.PathLike,
+    key: KeyLike,
+    *,
+    max_steps: int | None = None,
+    fps: float | int | None = None,
+) -> Path:
+    """Play one episode and write it to `gif_path` as a GIF of `episode length + 1` frames: the first state, then the state
+    after each step. The last frame is the state in which the episode ended, and nothing after it is drawn. The title counts
+    steps and the return so far (undiscounted, in the env's own reward units).
+
+    **Arguments:**
+
+    - `env`, `env_params`: a gymnax env that `gymnax.visualize` can draw, or a wrapper of one that delegates attributes and
+        keeps the inner env's state as its own or in a field `env_state`. Where it isn't `eqxrl.envs.separable`, such as
+        gymnax's own wrappers, the last state can't be had: the last frame repeats the one before, under its own title.
+    - `act`: `act(obs, rng) -> action` for one observation, traceable; the action is already clipped for the env. If it is a
+        pytree (an `eqx.Module` or `eqx.Partial`), rendering again with other weights compiles nothing new.
+    - `gif_path`: ends in `.gif`; its folder is created where it's missing. It only appears once it's whole.
+    - `max_steps`: stop here if the episode hasn't ended before.
+    - `fps`: at most 50, which is what viewers play; by default Gymnasium's for classic control and 10 or fewer for the rest.
+
+    **Returns:** the path.
+
+    **Raises:** `ValueError` for an env that can't be drawn, a path that isn't a `.gif`, a bad `max_steps` or `fps`, or no
+    `max_steps` where the env has no time limit; `ImportError` for classic control without pygame. All before anything
+    compiles.
+    """
+    from PIL import Image
+
+    from eqxrl.envs import episode_limit, separable
+
+    name = getattr(env, "name", type(env).__name__)
+    if name not in RENDERERS:
+        raise ValueError(f"no picture of {name} can be drawn; these can: {', '.join(RENDERERS)}")
+    renderer = RENDERERS[name]
+    limits = [limit for limit in (max_steps, episode_limit(env_params, env)) if limit is not None]
+    if not limits:
+        raise ValueError(f"{name} has no time limit, so its episode might never end; pass max_steps")
+    if min(limits) < 1:
+        raise ValueError(f"max_steps must be at least 1, got {min(limits)}")
+    fps = renderer.fps if fps is None else fps
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps must be above 0 and at most 50 (viewers slow faster GIFs down), got {fps}")
+    if renderer.pictures is gym_pictures:
+        require_pygame()
+
+    with written_whole(gif_path, ".gif") as unfinished:
+        first, after, rewards, over = jax.device_get(_play(env, env_params, act, as_key(key), min(limits)))
+        length = min(int((~over).sum()) + 1, len(over))
+        returns = np.concatenate([[0.0], rewards[:length].cumsum(dtype=np.float64)])
+        env_states = [first, *(jax.tree.map(lambda x: x[t], after) for t in range(length))]
+        if over[length - 1] and not separable(env):
+            env_states[-1] = env_states[-2]
+        pictures = renderer.pictures(env, env_params, map(_innermost, env_states))
+        titled = (with_title(picture, name, f"step {t}   return {returns[t]:.2f}") for t, picture in enumerate(pictures))
+        # A GIF has 256 colours a frame. Pillow's own choice of them would take most of the time; this one is off by 15 in 255
+        # at most, and by more than 4 only at smoothed edges.
+        frames = (frame.quantize(method=Image.Quantize.FASTOCTREE) for frame in titled)
+        durations = [round(1000 / fps)] * length + [LAST_FRAME_MS]
+        with unfinished.open("wb") as file:
+            next(frames).save(file, format="GIF", save_all=True, append_images=frames, duration=durations, loop=0)
+    return Path(gif_path)
+
+
+@eqx.filter_jit
+def _play(
+    env: Any, env_params: PyTree, act: Callable, key: Key[Array, ""], num_steps: int
+) -> tuple[PyTree, PyTree, Float[Array, " steps"], Bool[Array, " steps"]]:
+    """The first state; then for each step the state that it led to, its reward, and whether the episode was over after it.
+    What follows the end is filler."""
+    from eqxrl.envs import step
+
+    def one_step(carry, key):
+        obs, env_state, over = carry
+        act_key, step_key = jax.random.split(key)
+        after = step(env, step_key, env_state, act(obs, act_key), env_params)
+        over |= after.done
+        return (after.obs, after.env_state, over), (after.env_state, after.reward, over)
+
+    reset_key, key = jax.random.split(key)
+    obs, env_state = env.reset(reset_key, env_params)
+    _, played = jax.lax.scan(one_step, (obs, env_state, jnp.array(False)), jax.random.split(key, num_steps))
+    return env_state, *played
+
+
+def _innermost(state: PyTree) -> PyTree:
+    """The state that pictures are drawn from: wrappers, ours and gymnax's, keep it in a field `env_state`."""
+    while hasattr(state, "env_state"):
+        state = state.env_state
+    return state
