@@ -9,6 +9,7 @@ from eqxrl import evaluators as evaluators
 from eqxrl import learners as learners
 from eqxrl import losses as losses
 from eqxrl import nn as nn
+from eqxrl._schedules import LinearSchedule as LinearSchedule
 from eqxrl._structs import AdvantageMinibatch as AdvantageMinibatch
 from eqxrl._structs import EvalMetrics as EvalMetrics
 from eqxrl._structs import LossMetrics as LossMetrics
@@ -21,6 +22,7 @@ from eqxrl._typing import TEnvParams as TEnvParams
 from eqxrl._typing import TEnvState as TEnvState
 from eqxrl._typing import field as field
 from eqxrl._typing import typed as typed
+from eqxrl._xla import set_cpu_flags as set_cpu_flags
 from eqxrl.advantages import GAE as GAE
 from eqxrl.advantages import AbstractAdvantage as AbstractAdvantage
 from eqxrl.algorithms import PPO as PPO

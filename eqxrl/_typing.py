@@ -176,7 +176,7 @@ def validate(producer: object, struct: T, *, batch: str, **sizes: int) -> T:
             if hasattr(f.type, "dim_str") and not isinstance(value, f.type):
                 expected = " ".join(spelled.get(axis, axis) for axis in f.type.dim_str.split())  # pyright: ignore
                 raise ShapeError(f"{where}, but {_dtype_name(f.type)}[{expected}] was expected")
-            if dataclasses.is_dataclass(value):
+            if axes is None and dataclasses.is_dataclass(value):  # what has `leading` axes is a user's own, annotated for one
                 validate(producer, value, batch=batch, **sizes)
     return struct
 

@@ -2,3 +2,4 @@
 
 from eqxrl.advantages._base import AbstractAdvantage as AbstractAdvantage
 from eqxrl.advantages._gae import GAE as GAE
+from eqxrl.advantages._base import next_values as next_values

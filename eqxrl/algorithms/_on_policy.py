@@ -105,7 +105,7 @@ class AbstractOnPolicy(eqx.Module, Generic[TEnvState, TEnvParams]):
         last_value = jax.vmap(lambda obs, carry: ts.agent(obs, carry)[1])(batch.last_obs, carry)
         estimate = self.advantage(batch, last_value)
         shape = batch.trajectories.reward.shape
-        unchecked = _Estimate.of(self.advantage, estimate)
+        unchecked = Estimate.of(self.advantage, estimate)
         validate(self.advantage, unchecked, batch="steps envs", steps=shape[0], envs=shape[1])
         return AdvantageMinibatch(
             trajectories=batch.trajectories, advantages=unchecked.advantages, targets=unchecked.targets
@@ -227,14 +227,14 @@ def _train(
     return eqx.combine(arrays, static), evaluations
 
 
-class _Estimate(eqx.Module):
+class Estimate(eqx.Module):
     """What an advantage estimator returned, before anyone believes it; unchecked, so that `validate` gets to name the part."""
 
     advantages: Float[Array, "*batch"]
     targets: Float[Array, "*batch"]
 
     @classmethod
-    def of(cls, part: AbstractAdvantage, estimate: Any) -> "_Estimate":
+    def of(cls, part: AbstractAdvantage, estimate: Any) -> "Estimate":
         if not (isinstance(estimate, tuple) and len(estimate) == 2):
             raise TypeError(f"{type(part).__name__} must return (advantages, targets), got {type(estimate).__name__}")
         return cls(*estimate)

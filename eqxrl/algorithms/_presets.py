@@ -66,7 +66,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "CartPole-v1",
             _ZOO,
             dict(
-                num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=100_000, eval_freq=10_000,
+                num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984,
                 learning_rate=1e-3, clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, max_grad_norm=0.5,
             ),
             anneal=("learning_rate", "clip_eps"),
@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "Acrobot-v1",
             _ZOO,
             dict(
-                num_envs=16, num_steps=256, num_minibatches=64, num_epochs=4, total_timesteps=500_000, eval_freq=50_000,
+                num_envs=16, num_steps=256, num_minibatches=64, num_epochs=4, total_timesteps=499_712, eval_freq=49_152,
                 normalize_observations=True, normalize_rewards=True, gae_lambda=0.94, ent_coef=0.0, max_grad_norm=0.5,
             ),
         ),
@@ -96,9 +96,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "Pendulum-v1",
             _HERE,
             dict(
-                num_envs=4, num_steps=1024, num_minibatches=64, num_epochs=10, total_timesteps=150_000, eval_freq=15_000,
-                learning_rate=1e-3, gamma=0.9, ent_coef=0.0, max_grad_norm=0.5,
+                num_envs=4, num_steps=1024, num_minibatches=64, num_epochs=10, total_timesteps=147_456, eval_freq=16_384,
+                learning_rate=1e-3, gamma=0.95, ent_coef=0.0, max_grad_norm=0.5, normalize_rewards=True, clip_value=False,
             ),
+            anneal=("learning_rate",),
         ),
     },
     "MountainCarContinuous-v0": {
@@ -106,7 +107,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "MountainCarContinuous-v0",
             _HERE,
             dict(
-                num_envs=8, num_steps=256, num_minibatches=8, num_epochs=10, total_timesteps=200_000, eval_freq=20_000,
+                num_envs=8, num_steps=256, num_minibatches=8, num_epochs=10, total_timesteps=198_656, eval_freq=20_480,
                 learning_rate=1e-3, gamma=0.999, ent_coef=0.005, max_grad_norm=0.5,
                 normalize_observations=True, normalize_rewards=True,
             ),
@@ -119,7 +120,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "Breakout-MinAtar",
             "PureJaxRL ppo_minigrid-sized MinAtar configuration",
             dict(
-                num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=2_000_000, eval_freq=200_000,
+                num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
                 learning_rate=5e-3, max_grad_norm=0.5,
             ),
             anneal=("learning_rate",),

@@ -43,7 +43,7 @@ def check_env(env: Any, env_params: Any = None, *, num_steps: int = 200, key: Ke
     key = jr.key(0) if key is None else key
     hard, soft = contract(env, env_params)
     if not hard:  # what can't be traced can't be run
-        hard, more = _run(env, _shorten(env_params, num_steps // 8), num_steps, key)
+        hard, more = _run(env, shorten_episodes(env_params, num_steps // 8), num_steps, key)
         soft += more
     for message in soft:
         warnings.warn(f"{type(env).__name__}: {message}", stacklevel=2)
@@ -51,7 +51,7 @@ def check_env(env: Any, env_params: Any = None, *, num_steps: int = 200, key: Ke
         raise_all(env, hard)
 
 
-def _shorten(env_params: Any, limit: int) -> Any:
+def shorten_episodes(env_params: Any, limit: int) -> Any:
     current = episode_limit(env_params)
     if current is None or current <= limit or not dataclasses.is_dataclass(env_params):
         return env_params

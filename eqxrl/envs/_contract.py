@@ -133,9 +133,10 @@ def _trace(env: Any, method: str, run: Any) -> Any:
     except EnvError:
         raise
     except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
         raise EnvError(
-            f"{type(env).__name__}.{method} could not be traced ({type(error).__name__}: {next(iter(str(error).splitlines()), '')}); it "
-            "is called as reset(key, params) and step(key, state, action, params), and must be jittable"
+            f"{type(env).__name__}.{method} could not be traced ({type(error).__name__}: {line}); it is called as "
+            "reset(key, params) and step(key, state, action, params), and must be jittable"
         ) from error
 
 

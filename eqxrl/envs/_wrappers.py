@@ -121,13 +121,13 @@ class FiveValueStep(AbstractWrapper):
     """An environment of the old interface, `step(...) -> (obs, state, reward, done, info)`, with the new one.
 
     - `truncated` is `info["truncated"]`, `info["truncation"]` or `info["TimeLimit.truncated"]`, the first that there is, else
-      false; it counts where `done`. `terminated` is `done` and not `truncated`. An environment that folds its time limit into `done` and says
-      nothing in `info` has its time limits taken for terminations: nothing else can be known.
-    - The final observation is what `step_env` returns, for an environment that *inherits* `step` and `reset` from a base
-      of the class that defines `step_env` and `reset_env`, as all of gymnax before 1.0 did: `step` is then not called, and the wrapper is
-      separable. Where a class defines its own `step`, that one is called, and the final observation is
-      `info["final_observation"]` or `info["terminal_observation"]`, else `step_env`'s for the same state, action and first
-      half of the key, as gymnax splits it (`check_env` finds out if that isn't so).
+      false; it counts where `done`. `terminated` is `done` and not `truncated`. An environment that folds its time limit
+      into `done` and says nothing in `info` has its time limits taken for terminations: nothing else can be known.
+    - The final observation is what `step_env` returns, for an environment that *inherits* `step` and `reset` from a base of
+      the class that defines `step_env` and `reset_env`, as all of gymnax before 1.0 did: `step` is then not called, and
+      the wrapper is separable. Where a class defines its own `step`, that one is called, and the final observation is
+      `info["final_observation"]` or `info["terminal_observation"]`, else `step_env`'s for the same state, action and
+      first half of the key, as gymnax splits it (`check_env` finds out if that isn't so).
     - With neither, a *truncated* episode is an error: the observation after the reset would be bootstrapped in place of the
       last one, silently. If nothing is ever truncated the observation after the reset stands in, since after a
       termination no value is looked up.
@@ -187,9 +187,14 @@ def _first(info: Any, names: tuple[str, ...]) -> Any:
 
 def _flags(done: Any, info: Any) -> tuple[Bool[Array, ""], Bool[Array, ""], bool]:
     """terminated, truncated, and whether `info` says anything about truncation."""
-    done = as_flag(done).astype(jnp.bool_)
+    done = _to_bool(done)
     truncated = _first(info, ("truncated", "truncation", "TimeLimit.truncated"))
     if truncated is None:
         return done, jnp.zeros((), jnp.bool_), False
-    truncated = as_flag(truncated).astype(jnp.bool_) & done  # without `done` the environment has not reset itself
+    truncated = _to_bool(truncated) & done  # without `done` the environment has not reset itself
     return done & ~truncated, truncated, True
+
+
+def _to_bool(flag: Any) -> Bool[Array, ""]:
+    """Old environments also give their flags as numbers."""
+    return as_flag(jnp.asarray(flag).astype(jnp.bool_))

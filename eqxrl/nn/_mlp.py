@@ -14,8 +14,11 @@ from eqxrl.nn._distributions import Categorical, DiagGaussian
 
 def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
     """A linear layer with orthogonal weights times `scale` and zero bias. Saxe et al. 2014, https://arxiv.org/abs/1312.6120"""
-    layer = eqx.nn.Linear(in_size, out_size, key=key)
-    weight = jax.nn.initializers.orthogonal(scale)(key, (out_size, in_size), jnp.float32)
+    layer = eqx.filter_eval_shape(eqx.nn.Linear, in_size, out_size, key=key)  # its weights are replaced: no key is spent
+    initialize = jax.nn.initializers.orthogonal(scale)
+    # One after the other under vmap: jaxlib's batched QR waits, on a thread of XLA's pool, for other threads of that pool, and two
+    # of them at once (actor and critic, on two cores) wait for good.
+    weight = jax.custom_batching.sequential_vmap(lambda key: initialize(key, (out_size, in_size), jnp.float32))(key)
     return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size, jnp.float32)))
 
 

@@ -29,9 +29,8 @@ class RunningMoments(eqx.Module):
         """Counts `x`, whose trailing axes are those of the mean and whose leading axes are samples."""
         axes = tuple(range(x.ndim - self.mean.ndim))
         n = jnp.asarray(x.size // max(self.mean.size, 1), self.count.dtype)
-        delta = x.astype(self.mean.dtype) - self.mean
-        batch_delta = jnp.mean(delta, axis=axes)
-        batch_var = jnp.mean((delta - batch_delta) ** 2, axis=axes)
+        delta = x.astype(self.mean.dtype) - jnp.expand_dims(self.mean, axes)
+        batch_delta, batch_var = jnp.mean(delta, axis=axes), jnp.var(delta, axis=axes)
         weight = n / (self.count + n)
         mean = self.mean + batch_delta * weight
         var = self.var * (1 - weight) + batch_var * weight + batch_delta**2 * weight * (1 - weight)

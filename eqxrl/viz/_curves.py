@@ -1,6 +1,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -104,14 +105,14 @@ def plot_learning_curves(
 
     if not runs:
         raise ValueError("there is nothing to draw: runs is empty; pass at least one {label: Curve(env_steps, returns)}")
-    curves = {
-        label: run if isinstance(run, Curve) else Curve(*(np.asarray(x) for x in run)) for label, run in runs.items()
-    }
+    curves = {label: run if isinstance(run, Curve) else Curve(*(np.asarray(x) for x in run)) for label, run in runs.items()}
     with written_whole(path, ".png") as unfinished:
         figure = Figure(figsize=figsize, dpi=150, layout="tight")
         ax = figure.subplots()
         for i, (label, curve) in enumerate(curves.items()):
-            look = dict(color=COLOURS[i % len(COLOURS)], linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)])
+            look: dict[str, Any] = dict(
+                color=COLOURS[i % len(COLOURS)], linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)]
+            )
             env_steps, returns = np.asarray(curve.env_steps), np.asarray(curve.returns, np.float64)
             middle, (low, high) = iqm(returns), bootstrap_interval(returns)
             if 1 < len(returns) <= FEW_SEEDS:
@@ -135,7 +136,7 @@ def plot_learning_curves(
             note = f"IQM of {spelled} seeds, band: 95 % bootstrap interval"
             ax.set_title(note, loc="right", fontsize=8, color="0.4")
         if len(curves) > 1:
-            beside = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(curves) > MANY_RUNS else {}
+            beside: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(curves) > MANY_RUNS else {}
             ax.legend(frameon=False, **beside)
         figure.savefig(unfinished, format="png")
     return Path(path)

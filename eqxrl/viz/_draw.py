@@ -45,7 +45,7 @@ def gym_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> "Ite
     from gymnax.visualize import vis_gym
     from PIL import Image
 
-    gym_env = gymnasium.make(env.name, render_mode="rgb_array", disable_env_checker=True).unwrapped
+    gym_env: Any = gymnasium.make(env.name, render_mode="rgb_array", disable_env_checker=True).unwrapped
     vis_gym.set_gym_params(gym_env, env.name, env_params)
     # Given a surface to paint on, the renderer doesn't start pygame, which would open the sound card; so nothing needs closing.
     gym_env.screen = pygame.Surface((500, 500) if env.name in ("Acrobot-v1", "Pendulum-v1") else (600, 400))
@@ -81,7 +81,7 @@ def maze_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> "It
     """The agent is a disc, the goal a green square, walls are dark."""
     walls = np.asarray(env.occupied_map, bool)
     for state in states:
-        cells = np.where(walls[..., None], np.uint8(GREY), np.uint8(WHITE))
+        cells = np.where(walls[..., None], np.array(GREY, np.uint8), np.array(WHITE, np.uint8))
         cells[tuple(state.goal)] = GREEN
         yield _board(cells, disc=tuple(state.pos))
 

@@ -1,0 +1,134 @@
+"""Plants bugs one at a time and counts how many the default tests catch.
+
+    python tests/mutations.py                 # all of them; about an hour on two cores
+    python tests/mutations.py 3 17            # only these
+    python tests/mutations.py --list
+
+Each bug is a replacement in one file of a copy of the repository. The tests of the room that it's in run first, then the
+rest, up to the first failure. The results are written to `tests/mutations.md`, beside this script. Those marked with a
+number are defects of well-known implementations.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+GAE, BASE = "advantages/_gae.py", "advantages/_base.py"
+LOSS, DIST, NORM = "losses/_ppo.py", "nn/_distributions.py", "nn/_normalize.py"
+ROLLOUT, SCALING = "collectors/_rollout.py", "collectors/_reward_scaling.py"
+ITERATION, PPO = "algorithms/_on_policy.py", "algorithms/_ppo.py"
+LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learners/_permutation.py"
+EVALUATOR, RESET, PROTOCOL = "evaluators/_episodes.py", "envs/_reset.py", "envs/_protocol.py"
+
+# what is planted, where, what it replaces, with what
+BUGS = [
+    ("GAE's trace isn't cut at truncation", GAE, "jnp.where(t.done, 0.0,", "jnp.where(t.terminated, 0.0,"),
+    ("GAE runs forwards in time", GAE, "reverse=True", "reverse=False"),
+    ("GAE forgets lambda", GAE, "self.gamma * self.gae_lambda)", "self.gamma)"),
+    ("the value's sign in the temporal difference", GAE, "- t.value\n", "+ t.value\n"),
+    ("targets without the value", GAE, "advantages, advantages + t.value", "advantages, advantages"),
+    ("GAE over the wrong axis", GAE, "(delta, decay), reverse", "(delta[::-1], decay), reverse"),
+    ("time limits are terminal", BASE, "trajectory.truncated, trajectory.final_value,", "trajectory.truncated, 0.0,"),
+    ("bootstraps where terminated and truncated", BASE, "jnp.where(trajectory.terminated, 0.0", "jnp.where(trajectory.terminated & ~trajectory.truncated, 0.0"),
+    ("next values off by one", BASE, "trajectory.value[1:]", "trajectory.value[:-1]"),
+    ("max for min in the surrogate", LOSS, "jnp.minimum(ratio * advantages", "jnp.maximum(ratio * advantages"),
+    ("min for max in value clipping", LOSS, "jnp.maximum(error", "jnp.minimum(error"),
+    ("the entropy's sign", LOSS, "- self.ent_coef * entropy", "+ self.ent_coef * entropy"),
+    ("the ratio upside down", LOSS, "distribution.log_prob(t.action) - t.log_prob", "t.log_prob - distribution.log_prob(t.action)"),
+    ("the value loss without its half", LOSS, "0.5 * jnp.mean(error)", "jnp.mean(error)"),
+    ("advantages are centred but not scaled", LOSS, "/ (jnp.std(minibatch.advantages) + 1e-8)", "/ 1.0"),
+    ("approx_kl's sign", LOSS, "(ratio - 1) - log_ratio", "(ratio - 1) + log_ratio"),
+    ("the normal's log-prob without its scale", DIST, "0.5 * z**2 + self.log_std", "0.5 * z**2"),
+    ("the normal's entropy without e", DIST, "math.log(2 * math.pi * math.e)", "math.log(2 * math.pi)"),
+    ("variances merged without the means' distance", NORM, " + batch_delta**2 * weight * (1 - weight)", ""),
+    ("statistics are trained", NORM, "lambda _: False, x", "lambda _: True, x"),
+    ("normalised observations aren't clipped", NORM, "jnp.clip(scaled, -self.clip, self.clip)", "scaled"),
+    ("normaliser updated before learning", ITERATION, "self.learner(ts.agent,", "self.learner(observe(ts.agent, batch.trajectories.obs),"),
+    ("the first observation isn't counted", ITERATION, "observe(agent, batch.trajectories.obs)", "observe(agent, batch.trajectories.obs[1:])"),
+    ("the learner's key never advances", ITERATION, "learner_state=learner_state, rng=rng)", "learner_state=learner_state)"),
+    ("every evaluation uses one key", ITERATION, "key = jax.random.fold_in(ts.rng, _EVALUATION) if rng is None else as_key(rng)\n        metrics", "key = jax.random.key(0)\n        metrics"),
+    ("the budget is overrun", ITERATION, "math.ceil(self.total_timesteps / self.iteration_size)", "1 + math.ceil(self.total_timesteps / self.iteration_size)"),
+    ("one permutation for all epochs", LEARNER, "key, permutation_key = jax.random.split(key)", "permutation_key = key"),
+    ("the last minibatch is left out", LEARNER, ".reshape(self.num_minibatches, -1)", ".reshape(self.num_minibatches, -1)[:-1]"),
+    ("clipping of elements, not of the norm", PPO, "optax.clip_by_global_norm(hp.max_grad_norm)", "optax.clip(hp.max_grad_norm)"),
+    ("max_grad_norm is never used", PPO, "optax.clip_by_global_norm(hp.max_grad_norm)", "optax.identity()"),
+    ("a schedule's horizon omits minibatches", PPO, " * self.num_epochs * self.num_minibatches", " * self.num_epochs"),
+    ("schedules stand still", UPDATE, "num_updates=state.num_updates + 1", "num_updates=state.num_updates"),
+    ("some samples twice, others never", SHUFFLE, "_mix(jnp.maximum(index, partner) ^ salt)", "_mix(index ^ salt)"),
+    ("the clipped action is stored", ROLLOUT, "action=action,", "action=to_env_action(action_space, action),"),
+    ("the observation after the reset is bootstrapped", ROLLOUT, "after.final_obs, carry", "after.obs, carry"),
+    ("one key for two uses", ROLLOUT, "step_key, action_key = jax.random.split(step_rng)", "step_key = action_key = step_rng"),
+    ("hidden states survive the end of an episode", ROLLOUT, "jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), fresh, x)", "x"),
+    ("episode returns run on", ROLLOUT, "episode_return=jnp.where(done, 0.0, episode_return)", "episode_return=episode_return"),
+    ("scaled returns run on over the end", SCALING, "jnp.where(done, 0.0, running), running", "running, running"),
+    ("an evaluation counts rewards after the end", EVALUATOR, "jnp.where(done, 0.0, after.reward)", "after.reward"),
+]
+
+
+def plant(folder: Path, file: str, old: str, new: str) -> None:
+    path = folder / "eqxrl" / file
+    text = path.read_text()
+    if text.count(old) != 1:
+        raise SystemExit(f"{file} has {text.count(old)} places that read {old!r}, not one: mend the list of bugs")
+    path.write_text(text.replace(old, new))
+
+
+def caught_by(folder: Path, file: str) -> str | None:
+    """The first test that fails, or None."""
+    room = Path(file).parts[0]
+    tests = folder / "tests"
+    others = [p for p in sorted(tests.iterdir()) if p.is_dir() and any(p.glob("test_*.py")) and p.name != room]
+    first = [tests / room] if (tests / room).is_dir() else []
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "--durations=0"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    for paths in (first, [tests / "algorithms"], [*others, *sorted(tests.glob("test_*.py"))]):
+        if not paths:
+            continue
+        run = subprocess.run([*command, *map(str, paths)], cwd=folder, env=environment, capture_output=True, text=True)
+        if run.returncode != 0:
+            found = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+            return found.group(1) if found else run.stdout.strip().splitlines()[-1]
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", type=int)
+    parser.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    chosen = [(i, bug) for i, bug in enumerate(BUGS, 1) if not args.numbers or i in args.numbers]
+    rows = []
+    for number, (what, file, old, new) in chosen:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "repository"
+            shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "runs", "*.egg-info", "__pycache__", ".venv"))
+            plant(folder, file, old, new)
+            if args.list:
+                print(number, what, file)
+                continue
+            start = time.perf_counter()
+            test = caught_by(folder, file)
+        rows.append((number, what, file, test))
+        print(f"{number:2} {what}: {test or 'NOT CAUGHT'} ({time.perf_counter() - start:.0f} s)", flush=True)
+    if args.list:
+        return
+    caught = sum(test is not None for *_, test in rows)
+    print(f"{caught} of {len(rows)} caught")
+    if not args.numbers:
+        table = [f"| {n} | {what} | `{file}` | {f'`{test}`' if test else '**not caught**'} |" for n, what, file, test in rows]
+        head = [f"`python tests/mutations.py`: {caught} of {len(rows)} planted bugs were caught by the default tests.", ""]
+        lines = [*head, "| | planted bug | in | caught first by |", "|---|---|---|---|", *table, ""]
+        Path(__file__).with_suffix(".md").write_text("\n".join(lines))
+    sys.exit(caught < len(rows) - 2)
+
+
+if __name__ == "__main__":
+    main()

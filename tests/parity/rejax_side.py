@@ -1,0 +1,88 @@
+"""rejax as an oracle: made to run on gymnax 1.x and translated into eqxrl's terms. Nothing that it computes is rewritten."""
+
+from typing import Any
+from unittest import mock
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import rejax
+from rejax.algos.algorithm import register_init
+
+from eqxrl import MLPActorCritic
+
+
+class FiveValueStep:
+    """A gymnax 1.x environment with the step that rejax unpacks: obs, state, reward, done, info. Dtypes cross it as they cross
+    eqxrl's seam: actions in that of their space, rewards in float32. (gymnax's own `LegacyStepAPIWrapper` delegates
+    `__deepcopy__` to itself for ever, and rejax copies its configuration.)"""
+
+    def __init__(self, env):
+        self.env = env
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def step(self, key, state, action, params):
+        action = jnp.asarray(action, self.env.action_space(params).dtype)
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+        return obs, state, reward.astype(jnp.float32), terminated | truncated, info
+
+
+class RejaxPPO(rejax.PPO):
+    """rejax's PPO with eqxrl's keys. rejax has one chain of keys; eqxrl has one for acting, which is split once before each
+    rollout (for the reset strategy), and one for learning."""
+
+    @register_init
+    def initialize_keys(self, rng):
+        return {"acting_rng": rng, "learning_rng": rng}
+
+    def collect_trajectories(self, ts):
+        ts, trajectories = super().collect_trajectories(ts.replace(rng=jax.random.split(ts.acting_rng)[0]))
+        learning_rng, rng = jax.random.split(ts.learning_rng)
+        return ts.replace(acting_rng=ts.rng, learning_rng=learning_rng, rng=rng), trajectories
+
+
+def to_agent(template: MLPActorCritic, actor: Any, critic: Any) -> MLPActorCritic:
+    """flax's parameters of rejax's policy and critic (or gradients with respect to them) in the place of `template`'s."""
+    actor, critic = actor["params"], critic["params"]
+    head = actor["action_logits"] if "action_logits" in actor else actor["action_mean"]
+    layers = lambda dense: [dense[f"Dense_{i}"] for i in range(len(dense))]  # noqa: E731
+
+    def linears(old, new):
+        return tuple(
+            eqx.tree_at(lambda m: (m.weight, m.bias), linear, (dense["kernel"].T, dense["bias"]))
+            for linear, dense in zip(old, new, strict=True)
+        )
+
+    return eqx.tree_at(
+        lambda m: (m.actor, m.critic, m.log_std),
+        template,
+        (
+            linears(template.actor, [*layers(actor["features"]), head]),
+            linears(template.critic, layers(critic)),
+            actor.get("action_log_std"),
+        ),
+        is_leaf=lambda x: x is None,
+    )
+
+
+def losses_and_gradients(algo: rejax.PPO, ts: Any, minibatch: Any) -> tuple[list[jax.Array], list[Any]]:
+    """Of the policy and of the critic, for one minibatch; rejax doesn't return them, so they are caught on their way."""
+    losses, gradients = [], []
+
+    def catching_grad(fn):
+        def grad(params):
+            loss, gradient = jax.value_and_grad(fn)(params)
+            losses.append(loss)
+            gradients.append(gradient)
+            return gradient
+
+        return grad
+
+    with mock.patch.object(jax, "grad", catching_grad):
+        algo.update_critic(algo.update_actor(ts, minibatch), minibatch)
+    return losses, gradients

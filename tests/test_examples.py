@@ -1,0 +1,47 @@
+"""Each example runs as it stands, only shorter."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_custom_advantage_trains_and_a_broken_one_is_named(capsys):
+    assert load("custom_advantage").main(20_000) > 100
+    error = capsys.readouterr().out.splitlines()[-1]
+    for part in ("Broken", "advantages", "float32[16]", "steps=32 envs=16"):
+        assert part in error
+
+
+def test_sweep():
+    returns = load("sweep").main(2_000, 2)
+    assert returns.shape == (3, 2, 2)
+
+
+def test_custom_network():
+    assert load("custom_network").main(20_000) > 100
+
+
+def test_own_loop(capsys):
+    assert load("own_loop").main(30) > 50
+    assert "action for an upright pole" in capsys.readouterr().out
+
+
+def test_every_example_is_tested():
+    tested = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert f'load("{path.stem}")' in tested, f"{path.name} has no test"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_every_example_is_short(path):
+    assert len(path.read_text().splitlines()) <= 60

@@ -1,0 +1,253 @@
+"""GIFs of episodes: as many frames as the episode has states, and the right states on them."""
+
+import inspect
+import sys
+
+import equinox as eqx
+import gymnasium
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pygame
+import pytest
+from gymnax.environments.classic_control.cartpole import CartPole
+from gymnax.visualize import Visualizer
+from gymnax.wrappers.purerl import LogWrapper
+from PIL import Image, ImageSequence
+
+import eqxrl.viz._gif as gif
+from eqxrl.envs import TimeLimit
+from eqxrl.viz import render_episode
+from eqxrl.viz._draw import BLUE, GREEN, GREY, ORANGE, RENDERERS
+
+TITLE_HEIGHT = 36
+
+
+def frames_of(path):
+    with Image.open(path) as image:
+        frames = ImageSequence.all_frames(image)
+    return np.stack([np.asarray(frame.convert("RGB"), int) for frame in frames])
+
+
+def cells_of(frame, rows, columns):
+    """The colour at the centre of each cell of a board."""
+    board = frame[TITLE_HEIGHT:]
+    side = board.shape[0] // rows
+    left = (board.shape[1] - columns * side) // 2
+    return board[side // 2 :: side, left + side // 2 :: side][:rows, :columns]
+
+
+def is_colour(pixels, colour):
+    return np.abs(pixels - np.array(colour)).max(-1) < 20
+
+
+def right(obs, rng):
+    return jnp.array(1)
+
+
+class Upright(CartPole):
+    """Always starts at rest, upright."""
+
+    def reset_env(self, key, params):
+        obs, state = super().reset_env(key, params)
+        zero = jnp.zeros_like(state.x)
+        return jnp.zeros_like(obs), state.replace(x=zero, x_dot=zero, theta=zero, theta_dot=zero)
+
+
+class GivesUp(Upright):
+    """Truncates before its time limit."""
+
+    def is_truncated(self, state, params):
+        return state.time >= 2
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """The titles drawn, in order."""
+    drawn = []
+    with_title = gif.with_title
+
+    def spy(picture, left, right):
+        drawn.append((left, right))
+        return with_title(picture, left, right)
+
+    monkeypatch.setattr(gif, "with_title", spy)
+    return drawn
+
+
+def test_every_frame_is_what_gymnasium_draws_until_the_pole_falls(tmp_path, key, titles):
+    gym_env = gymnasium.make("CartPole-v1", render_mode="rgb_array").unwrapped
+    gym_env.reset()
+    gym_env.state = np.zeros(4)
+    gym_env.screen = pygame.Surface((600, 400))  # without it pygame would look for a sound card
+    expected, terminated = [gym_env.render()], False
+    while not terminated:
+        terminated = gym_env.step(1)[2]
+        expected.append(gym_env.render())
+
+    env = Upright()
+    path = render_episode(env, env.default_params, right, tmp_path / "new" / "episode.gif", key)
+    assert path == tmp_path / "new" / "episode.gif"
+    assert [file.name for file in path.parent.iterdir()] == ["episode.gif"]
+    frames = frames_of(path)
+    assert len(frames) == len(expected)
+    for frame, picture in zip(frames, expected, strict=True):
+        off = np.abs(frame[TITLE_HEIGHT:] - picture).max(-1)
+        assert (off > 16).mean() < 1e-3  # colours are quantised; float32 may move an edge by a pixel
+    length = len(expected) - 1
+    assert titles == [("CartPole-v1", f"step {t}   return {t:.2f}") for t in range(length + 1)]
+    with Image.open(path) as image:
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+    assert durations == [20] * length + [1500]
+
+
+ONE_PER_FAMILY = ("Pendulum-v1", "Catch-bsuite", "Breakout-MinAtar", "Pong-misc", "PointRobot-misc", "MetaMaze-misc")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_PER_FAMILY else pytest.param(name, marks=pytest.mark.slow) for name in RENDERERS]
+)
+def test_every_environment_that_gymnax_draws(name, tmp_path, key):
+    env, params = gymnax.make(name)
+
+    def act(obs, rng):
+        return env.action_space(params).sample(rng)
+
+    frames = frames_of(render_episode(env, params, act, tmp_path / "x.gif", key, max_steps=4))
+    assert len(frames) == 5
+    pictures = frames[:, TITLE_HEIGHT:]
+    assert pictures[0].std() > 5  # something is on it
+    assert (pictures[1:] != pictures[0]).any()  # and it moves
+
+
+def test_the_list_is_the_one_of_gymnax():
+    source = inspect.getsource(Visualizer.init)
+    assert {name for name in gymnax.registered_envs if f'"{name}"' in source} == set(RENDERERS)
+
+
+def test_catch_ends_where_the_ball_lands(tmp_path, key, titles):
+    env, params = gymnax.make("Catch-bsuite")
+    _, state = env.reset_env(key, params)
+    frames = frames_of(render_episode(env, params, lambda obs, rng: jnp.array(0), tmp_path / "x.gif", key))
+    boards = [cells_of(frame, env.rows, env.columns) for frame in frames]
+    assert len(boards) == env.rows  # the ball falls a row a step
+    for t, board in enumerate(boards):
+        ball, paddle = is_colour(board, ORANGE), is_colour(board, BLUE)
+        assert ball.sum() == 1 and ball[t].any()
+        if not ball[-1, max(2 - t, 0)]:  # the disc hides the middle of the square
+            assert paddle.sum() == 1 and paddle[-1, max(2 - t, 0)]
+    caught = is_colour(boards[-1], ORANGE)[-1, 0]
+    assert titles[-1] == ("Catch-bsuite", f"step 9   return {1 if caught else -1:.2f}")
+
+
+def test_four_rooms(tmp_path, key):
+    env, params = gymnax.make("FourRooms-misc")
+    params = params.replace(fail_prob=0.0)
+    frames = frames_of(
+        render_episode(env, params, lambda obs, rng: jnp.array(1), tmp_path / "x.gif", key, max_steps=2)
+    )  # two to the east of (4, 1)
+    for t, frame in enumerate(frames):
+        board = cells_of(frame, 13, 13)
+        np.testing.assert_array_equal(is_colour(board, GREY), env.occupied_map.astype(bool))
+        assert is_colour(board, ORANGE).sum() == 1 and is_colour(board, ORANGE)[4, 1 + t]
+        assert is_colour(board, GREEN).sum() == 1 and is_colour(board, GREEN)[8, 9]
+
+
+def test_minatar_paints_every_object(tmp_path, key):
+    env, params = gymnax.make("Breakout-MinAtar")
+    path = render_episode(env, params, lambda obs, rng: jnp.array(0), tmp_path / "x.gif", key, max_steps=1)
+    board = cells_of(frames_of(path)[0], 10, 10)
+    lit = board.sum(-1) > 60
+    assert lit[1:4].all() and lit[9, 4]  # three rows of bricks, and the paddle
+    assert lit.sum() <= 30 + 1 + 1  # and the ball, which may start on a brick
+    assert np.abs(board[1] - board[1, 0]).max() < 20 < np.abs(board[1, 0] - board[9, 4]).max()
+
+
+def test_truncation_ends_it_too(tmp_path, key):
+    env = Upright()
+    params = env.default_params.replace(max_steps_in_episode=3)
+    assert len(frames_of(render_episode(env, params, right, tmp_path / "x.gif", key))) == 4
+    assert len(frames_of(render_episode(GivesUp(), params, right, tmp_path / "x.gif", key))) == 3
+    wrapped = TimeLimit(env, max_steps=2)  # its state is not the inner one
+    assert len(frames_of(render_episode(wrapped, params, right, tmp_path / "x.gif", key))) == 3
+    assert len(frames_of(render_episode(wrapped, params, right, tmp_path / "x.gif", key, max_steps=9))) == 3
+
+
+def test_a_state_after_the_reset_is_never_shown(tmp_path, key):
+    env = LogWrapper(Upright())  # only has the whole step
+    frames = frames_of(render_episode(env, env.default_params, right, tmp_path / "x.gif", key))
+    pictures = frames[:, TITLE_HEIGHT:]
+    np.testing.assert_array_equal(pictures[-1], pictures[-2])
+    assert (pictures[-1] != pictures[0]).any()
+
+
+def test_other_weights_compile_nothing_new(tmp_path, key):
+    traces = []
+
+    class Linear(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, obs, rng):
+            traces.append(None)
+            return (obs @ self.weight > 0).astype(jnp.int32)
+
+    env = Upright()
+    for i in range(2):
+        act = Linear(jnp.full((4,), float(i)))
+        render_episode(env, env.default_params, act, tmp_path / "x.gif", jax.random.key(i), max_steps=2)
+        if i == 0:
+            first = len(traces)
+    assert len(traces) == first > 0
+
+
+def never(obs, rng):
+    raise AssertionError("traced")
+
+
+def test_an_environment_that_cannot_be_drawn(tmp_path, key):
+    env, params = gymnax.make("Reacher-misc")
+    with pytest.raises(ValueError, match=r"no picture of Reacher-misc can be drawn; these can: Acrobot-v1, .*FourRooms-misc"):
+        render_episode(env, params, never, tmp_path / "x.gif", key)
+
+
+def test_pygame_missing(tmp_path, key, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    env, params = gymnax.make("Pendulum-v1")
+    with pytest.raises(ImportError, match=r"pip install 'eqxrl\[render\]'"):
+        render_episode(env, params, never, tmp_path / "x.gif", key)
+    env, params = gymnax.make("Catch-bsuite")  # does without
+    render_episode(env, params, lambda obs, rng: jnp.array(0), tmp_path / "x.gif", key, max_steps=1)
+
+
+def test_bad_arguments(tmp_path, key):
+    env = Upright()
+    for path, kwargs, message in (
+        ("x.mp4", {}, r"writes a \.gif file, got the path '.*x\.mp4'"),
+        ("x.gif", {"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ("x.gif", {"fps": 60}, "at most 50"),
+        ("x.gif", {"fps": 0.0}, "above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            render_episode(env, env.default_params, never, tmp_path / path, key, **kwargs)
+    unlimited = env.default_params.replace(max_steps_in_episode=jnp.inf)
+    with pytest.raises(ValueError, match="no time limit.*pass max_steps"):
+        render_episode(env, unlimited, never, tmp_path / "x.gif", key)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_leaves_the_old_gif(tmp_path, key, monkeypatch):
+    path = tmp_path / "x.gif"
+    path.write_bytes(b"old")
+    with_title = gif.with_title
+
+    def interrupted(picture, left, right):
+        if "step 5" in right:
+            raise KeyboardInterrupt
+        return with_title(picture, left, right)
+
+    monkeypatch.setattr(gif, "with_title", interrupted)
+    env = Upright()
+    with pytest.raises(KeyboardInterrupt):
+        render_episode(env, env.default_params, right, path, key)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
