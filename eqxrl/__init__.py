@@ -9,6 +9,8 @@ from eqxrl import evaluators as evaluators
 from eqxrl import learners as learners
 from eqxrl import losses as losses
 from eqxrl import nn as nn
+from eqxrl import training as training
+from eqxrl import viz as viz
 from eqxrl._schedules import LinearSchedule as LinearSchedule
 from eqxrl._structs import AdvantageMinibatch as AdvantageMinibatch
 from eqxrl._structs import EvalMetrics as EvalMetrics
@@ -30,6 +32,7 @@ from eqxrl.algorithms import PPOHParams as PPOHParams
 from eqxrl.algorithms import PPOState as PPOState
 from eqxrl.collectors import AbstractCollector as AbstractCollector
 from eqxrl.collectors import RolloutCollector as RolloutCollector
+from eqxrl.envs import check_env as check_env
 from eqxrl.envs import make as make
 from eqxrl.evaluators import AbstractEvaluator as AbstractEvaluator
 from eqxrl.evaluators import EpisodeEvaluator as EpisodeEvaluator
@@ -39,3 +42,9 @@ from eqxrl.losses import AbstractLoss as AbstractLoss
 from eqxrl.losses import PPOLoss as PPOLoss
 from eqxrl.nn import AbstractActorCritic as AbstractActorCritic
 from eqxrl.nn import MLPActorCritic as MLPActorCritic
+from eqxrl.training import Callback as Callback
+from eqxrl.training import Trainer as Trainer
+from eqxrl.training import get_error_from_metrics as get_error_from_metrics
+from eqxrl.training import load as load
+from eqxrl.training import save as save
+from eqxrl.verification import verify as verify

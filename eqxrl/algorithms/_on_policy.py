@@ -74,7 +74,8 @@ class AbstractOnPolicy(eqx.Module, Generic[TEnvState, TEnvParams]):
         state = self.collector.init(self.env, self.env_params, agent, env_key)
         validate(self.collector, state, batch="envs", envs=self.collector.num_envs)
         check_actor_critic(agent, jax.tree.map(lambda x: x[0], state.last_obs), self.env.action_space(self.env_params))
-        return PPOState(agent=agent, learner_state=self.learner.init(agent), rng=rng, data_collection_state=state)
+        ts = PPOState(agent=agent, learner_state=self.learner.init(agent), rng=rng, data_collection_state=state)
+        return _tied_to(rng, ts)
 
     def get_batch(self, ts: PPOState, batch_idx: int | Int[Array, ""]) -> tuple[PPOState, TrajectoryWithLastObs]:
         """One rollout `[steps envs]` of the policy as it stands. `batch_idx` is for algorithms that depend on it; this one
@@ -190,16 +191,12 @@ class AbstractOnPolicy(eqx.Module, Generic[TEnvState, TEnvParams]):
 
     def make_actor(self, ts: PPOState, deterministic: bool = False) -> Callable[[Observation, KeyLike], Action]:
         """The trained policy as a function `act(obs, rng)` of one observation, in the environment's units, that returns an
-        action fit for the environment. It has no memory, so a recurrent policy is refused."""
+        action fit for the environment; a pytree, so that jitted functions take it as an argument. It has no memory, so a
+        recurrent policy is refused."""
         if jax.tree.leaves(ts.agent.initial_carry()):
             raise TypeError("make_actor is for policies without a hidden state; step the recurrent ts.agent with its carry")
 
-        def act(obs: Observation, rng: KeyLike) -> Action:
-            distribution, _, _ = ts.agent(obs, ts.agent.initial_carry())
-            action = distribution.mode() if deterministic else distribution.sample(as_key(rng))
-            return to_env_action(self.env.action_space(self.env_params), action)
-
-        return act
+        return eqx.Partial(_act, ts.agent, self.env, self.env_params, deterministic)
 
     def visualize(self, ts: PPOState, gif_path: str | Path, eval_rng: KeyLike | None = None) -> Path:
         """Writes a GIF of one episode, which ends where the episode ends; the policy takes its likeliest actions."""
@@ -207,6 +204,14 @@ class AbstractOnPolicy(eqx.Module, Generic[TEnvState, TEnvParams]):
 
         key = jax.random.fold_in(ts.rng, _EVALUATION) if eval_rng is None else as_key(eval_rng)
         return render_episode(self.env, self.env_params, self.make_actor(ts, deterministic=True), gif_path, key)
+
+
+def _act(
+    agent: AbstractActorCritic, env: Any, env_params: Any, deterministic: bool, obs: Observation, rng: KeyLike
+) -> Action:
+    distribution, _, _ = agent(obs, agent.initial_carry())
+    action = distribution.mode() if deterministic else distribution.sample(as_key(rng))
+    return to_env_action(env.action_space(env_params), action)
 
 
 @eqx.filter_jit
@@ -225,6 +230,14 @@ def _train(
         first = algo.eval_callback(ts)
         evaluations = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, evaluations)
     return eqx.combine(arrays, static), evaluations
+
+
+def _tied_to(rng: Key[Array, ""], tree: T) -> T:
+    """The same values, each of which depends on `rng`. Under vmap over seeds, counters would else stay one for all of them until
+    the state is given back, and one for each in a run that goes on from it: XLA takes powers of a number and of an array by
+    different routines, so the two runs would differ in the last bit."""
+    bit = jnp.ravel(jax.random.key_data(rng))[0] == 0
+    return jax.tree.map(lambda x: jnp.where(bit, x, x) if eqx.is_array(x) else x, tree)
 
 
 class Estimate(eqx.Module):

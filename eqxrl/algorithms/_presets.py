@@ -118,7 +118,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "Breakout-MinAtar": {
         "purejaxrl": Preset(
             "Breakout-MinAtar",
-            "PureJaxRL ppo_minigrid-sized MinAtar configuration",
+            "PureJaxRL, README, MinAtar",
             dict(
                 num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
                 learning_rate=5e-3, max_grad_norm=0.5,

@@ -41,7 +41,7 @@ class RolloutCollector(AbstractCollector):
             global_step=jnp.zeros((), jnp.int32),
             rng=rng,
             reset_state=strong(reset_state),
-            carry=_fresh_carries(agent, self.num_envs),
+            carry=strong(_fresh_carries(agent, self.num_envs)),
             episode_return=jnp.zeros((self.num_envs,), jnp.float32),
             episode_length=jnp.zeros((self.num_envs,), jnp.int32),
         )

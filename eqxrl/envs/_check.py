@@ -43,7 +43,7 @@ def check_env(env: Any, env_params: Any = None, *, num_steps: int = 200, key: Ke
     key = jr.key(0) if key is None else key
     hard, soft = contract(env, env_params)
     if not hard:  # what can't be traced can't be run
-        hard, more = _run(env, shorten_episodes(env_params, num_steps // 8), num_steps, key)
+        hard, more = _run(env, shorten_episodes(env_params, max(num_steps // 8, 1)), num_steps, key)
         soft += more
     for message in soft:
         warnings.warn(f"{type(env).__name__}: {message}", stacklevel=2)
@@ -99,30 +99,33 @@ def _run(env: Any, params: Any, num_steps: int, key: Key[Array, ""]) -> tuple[li
     except Exception as error:
         hard.append(f"running it under jit and vmap raised {type(error).__name__}: {_line(error)}")
         return hard, soft
-    together = jax.tree.map(lambda x: x[1], first), jax.tree.map(lambda x: x[0, 1], run)
-    if not _same((first, run), again, exact=True):
-        hard.append("the same keys give another result the second time: everything that changes must be in the state")
-    if not _same(together, alone, exact=False):
-        hard.append("under vmap it differs from one environment at a time: it must not mix what is batched")
     try:
         plain, plain_again = (begin(reset_keys[1], step_keys[0, 1]) for _ in range(2))
     except Exception as error:
         soft.append(f"it runs under jit only, so it was not compared with itself uncompiled: {_line(error)}")
-    else:
-        if not _same(plain, plain_again, exact=True) or not _same(plain, alone, exact=False):
-            hard.append(
-                "uncompiled it gives another result than under jit, or another one each time, for the same key: chance must "
-                "come from the key alone, and what changes must be in the state. Python's and NumPy's random numbers, and "
-                "attributes of self, keep the value that they had when it was compiled"
-            )
+        plain = plain_again = alone
+    pure = _same((first, run), again, exact=True) and _same(plain, plain_again, exact=True)
+    if not pure or not _same(plain, alone, exact=False):
+        hard.append(
+            "it gives another result each time for the same key, or another one uncompiled than under jit: chance must come "
+            "from the key alone, and what changes must be in the state. Python's and NumPy's random numbers, and "
+            "attributes of self, keep the value that they had when it was compiled"
+        )
+        return hard, soft  # whatever else would be found might come from this
+    together = jax.tree.map(lambda x: x[1], first), jax.tree.map(lambda x: x[0, 1], run)
+    if not _same(together, alone, exact=False):
+        hard.append("under vmap it differs from one environment at a time: it must not mix what is batched")
     _check_run(env, params, _Leaves(first), run, hard, soft)
     return hard, soft
 
 
 def _python(method: Any) -> Any:
     """The Python function of a method that jits itself: calling that one runs the Python code anew each time."""
-    fn = getattr(method, "__func__", None)
-    return partial(fn.__wrapped__, method.__self__) if hasattr(fn, "__wrapped__") else method
+    fn = getattr(method, "__func__", method)
+    if not isinstance(fn, type(jax.jit(_line))):
+        return method
+    plain = getattr(fn, "__wrapped__")
+    return plain if fn is method else partial(plain, method.__self__)
 
 
 def _line(error: Exception) -> str:
@@ -146,10 +149,8 @@ class _Leaves:
 
 def _same(a: Any, b: Any, *, exact: bool) -> bool:
     def same(x: np.ndarray, y: np.ndarray) -> bool:
-        if x.shape != y.shape:
-            return False
         if exact or not np.issubdtype(x.dtype, np.inexact):
-            return np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.inexact))
+            return _equal(x, y)
         return np.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True)  # fused differently, floats round differently
 
     return all(same(x, y) for x, y in zip(_Leaves(a).arrays, _Leaves(b).arrays, strict=True))
@@ -163,16 +164,15 @@ def _check_run(env: Any, params: Any, first: _Leaves, run: Any, hard: list[str],
 
     if not np.isfinite(reward).all():
         hard.append(f"the reward is not finite at {(~np.isfinite(reward)).sum()} of {reward.size} steps")
-    for name, x in final:
-        if np.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
-            hard.append(f"the observation{name} is not finite at some of {reward.size} steps")
+    infinite = [name for name, x in final if np.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all()]
+    if infinite:
+        hard.append(f"the observation{', '.join(infinite)} is not finite at some of {reward.size} steps")
     space = env.observation_space(params)
-    if is_box(space) and len(final.arrays) == 1:
+    if is_box(space) and not infinite:
         low, high = (np.asarray(x) for x in bounds(space))
-        outside = (final.arrays[0] < low).any() or (final.arrays[0] > high).any()
-        if outside:
+        if (final.arrays[0] < low).any() or (final.arrays[0] > high).any():
             soft.append("an observation lies outside the bounds of observation_space")
-    if any(not np.array_equal(a[~done], b[~done]) for a, b in zip(obs.arrays, final.arrays) if np.isfinite(a).all()):
+    if not all(_equal(a[~done], b[~done]) for a, b in zip(obs.arrays, final.arrays)):
         hard.append(
             'info["final_observation"] differs from the observation where the episode goes on: it must be what the action '
             "led to, at every step"
@@ -256,6 +256,10 @@ def _check_resets(
                 "every episode of an environment begins at the same state, though reset gives another for another key: "
                 "step must reset with a part of its own key"
             )
+
+
+def _equal(x: np.ndarray, y: np.ndarray) -> bool:
+    return np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.inexact))
 
 
 def _constant(x: np.ndarray) -> bool:

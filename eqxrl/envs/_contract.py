@@ -153,7 +153,7 @@ def _fits(space: Any, obs: Any, where: str, hard: list[str], soft: list[str]) ->
             hard.append(f"{where} has the parts {sorted(map(str, found))}, its space {sorted(map(str, names))}")
             return
         for name, part in parts:
-            _fits(part, found[name], f"{where}, part {name!r},", hard, soft)
+            _fits(part, found[name], f"{where}, part {name!r}", hard, soft)
     elif is_box(space) or is_discrete(space):
         shape, dtype = _shape_dtype(obs)
         declared = tuple(space.shape) if is_box(space) else ()

@@ -26,25 +26,25 @@ from eqxrl.envs._protocol import EnvError, advance, as_flag, as_reward, final_ob
 
 @typed
 class VecStep(eqx.Module):
-    """One step of `[envs]` environments."""
+    """One step of `[envs]` environments; `[steps envs]` of them after a scan."""
 
-    obs: Observation = leading("envs")
+    obs: Observation = leading("*batch")
     """Where each goes on: a first observation where the episode ended."""
-    env_state: PyTree = leading("envs")
+    env_state: PyTree = leading("*batch")
     reset_state: PyTree
     """What the strategy keeps."""
-    reward: Float[Array, " envs"]
-    terminated: Bool[Array, " envs"]
-    truncated: Bool[Array, " envs"]
-    final_obs: Observation = leading("envs")
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+    final_obs: Observation = leading("*batch")
     """What each action led to; `obs` where the episode goes on."""
 
     @property
-    def done(self) -> Bool[Array, " envs"]:
+    def done(self) -> Bool[Array, "*batch"]:
         return self.terminated | self.truncated
 
     def __check_init__(self):
-        check_leading(self, envs=self.reward.shape)
+        check_leading(self, batch=self.reward.shape)
 
 
 class AbstractReset(eqx.Module):

@@ -2,14 +2,17 @@
 user's own all do, and none of these packages is imported."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Key, Num, PyTree, Shaped
+
+from eqxrl.envs._protocol import AbstractWrapper
+from eqxrl.envs._wrappers import TimeLimit
 
 
 def is_discrete(space: Any) -> bool:
@@ -95,16 +98,22 @@ def episode_limit(env_params: Any, env: Any = None) -> Any:
 
     **Raises:** `ValueError` for a limit that is an array of several numbers.
     """
-    own = getattr(env, "max_steps", None)
+    limits = list(_time_limits(env))
     limit = getattr(env_params, "max_steps_in_episode", None)
-    if isinstance(limit, jax.core.Tracer):
-        return limit if own is None else jnp.minimum(limit, own)
-    if limit is None or not np.all(np.isfinite(limit)):
-        return own
-    if np.size(limit) != 1:
+    if isinstance(limit, Tracer):
+        return jnp.minimum(limit, min(limits)) if limits else limit
+    if limit is not None and np.size(limit) != 1:
         raise ValueError(
             f"max_steps_in_episode is an array of shape {list(np.shape(limit))}, so there is no one limit; "
             "vmap over the environment's parameters, so that each member sees its own"
         )
-    limit = math.ceil(np.asarray(limit).item())
-    return limit if own is None else min(limit, own)
+    if limit is not None and np.isfinite(limit):
+        limits.append(math.ceil(np.asarray(limit).item()))
+    return min(limits, default=None)
+
+
+def _time_limits(env: Any) -> Iterator[int]:
+    while isinstance(env, AbstractWrapper):
+        if isinstance(env, TimeLimit):
+            yield env.max_steps
+        env = env.env

@@ -20,6 +20,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from eqxrl._typing import Carry, Observation, Scalar, describe
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
@@ -41,7 +42,7 @@ class AbstractActorCritic(eqx.Module):
         """The hidden state at the start of an episode; `()` for a feed-forward policy."""
 
 
-def check_actor_critic(agent: AbstractActorCritic, obs: Observation, action_space: Any) -> None:
+def check_actor_critic(agent: AbstractActorCritic, obs: PyTree, action_space: Any) -> None:
     """Without computing anything: does the network take the environment's observation (`obs`, one of them, or its shapes), and
     do its outputs fit the action space?
 

@@ -55,7 +55,7 @@ class NormalizedActorCritic(AbstractActorCritic):
     clip: float = eqx.field(static=True)
     epsilon: float = eqx.field(static=True)
 
-    def __init__(self, actor_critic: AbstractActorCritic, obs: Observation, *, clip: float = 10.0, epsilon: float = 1e-8):
+    def __init__(self, actor_critic: AbstractActorCritic, obs: PyTree, *, clip: float = 10.0, epsilon: float = 1e-8):
         """**Arguments:** the policy; `obs`, one observation or its shapes; the bounds in standard deviations; what is added to
         the variance."""
         self.actor_critic = actor_critic

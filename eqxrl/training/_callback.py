@@ -30,8 +30,11 @@ A run calls the hooks in this order:
 """
 
 import abc
+import base64
 from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
 from jaxtyping import Array, Int
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics, TrajectoryWithLastObs
@@ -106,6 +109,7 @@ class Callback(abc.ABC):
         """Last of all, however the run ended; undo `setup`. After a failure inside the compiled program the state may be gone."""
 
 
+_ARRAY = "__array__"
 HOOKS = [name for name, x in vars(Callback).items() if callable(x) and not name.startswith("_")]
 """The names of the twelve."""
 
@@ -113,3 +117,37 @@ HOOKS = [name for name, x in vars(Callback).items() if callable(x) and not name.
 def overrides(callback: Callback, hook: str) -> bool:
     """Does the callback's class do anything in this hook?"""
     return getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def encode_state(x: Any, name: str) -> Any:
+    """A callback's state as JSON."""
+    if isinstance(x, np.generic | np.ndarray | jax.Array):
+        x = np.asarray(x, order="C")
+        if x.dtype.kind in "OV":
+            raise TypeError(f"the state of callback {name} holds an array of {x.dtype}; only numbers and bools can be saved")
+        return {_ARRAY: [x.dtype.name, list(x.shape), base64.b64encode(x.tobytes()).decode()]}
+    if isinstance(x, dict) and all(isinstance(k, str) for k in x) and _ARRAY not in x:
+        return {k: encode_state(v, name) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [encode_state(v, name) for v in x]
+    if x is None or isinstance(x, bool | int | float | str):
+        return x
+    raise TypeError(
+        f"the state of callback {name} holds {type(x).__name__}; pass dicts with string keys, lists, numbers, strings, None "
+        "and arrays of numbers"
+    )
+
+
+def decode_state(x: Any) -> Any:
+    """What `encode_state` was given; arrays as NumPy's, tuples as lists.
+
+    **Raises:** `ValueError` or `TypeError` for anything that it can't have returned.
+    """
+    if isinstance(x, list):
+        return [decode_state(v) for v in x]
+    if not isinstance(x, dict):
+        return x
+    if _ARRAY not in x:
+        return {k: decode_state(v) for k, v in x.items()}
+    dtype, shape, data = x[_ARRAY]
+    return np.frombuffer(base64.b64decode(data, validate=True), np.dtype(dtype)).reshape(shape).copy()

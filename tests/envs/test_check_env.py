@@ -14,7 +14,15 @@ from toy_envs import Hooks, Params, Walk, box, discrete
 from eqxrl.envs import EnvError, TimeLimit, TimeLimitIsTerminal, adapt, check_env, check_spaces, make
 
 NAMES = [name for name in gymnax.registered_envs if "MNIST" not in name]
-DEAR = [name for name in NAMES if "MinAtar" in name]  # to compile
+QUICK = {
+    "CartPole-v1",
+    "Pendulum-v1",
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+    "UmbrellaChain-bsuite",
+    "FourRooms-misc",
+    "FrozenLake-misc",
+}
 
 BROKEN = {
     "FiveValues": "step returns 5 values.*adapt",
@@ -29,12 +37,13 @@ BROKEN = {
     "OtherStructure": "state of reset and of step differ in structure",
     "StaleFinalObservation": "final_observation.* differs from the observation where the episode goes on",
     "FinalObservationAfterReset": "either step does not reset, or final_observation is taken after",
-    "NeverResets": "after the end of an episode, step returns no first observation",
+    "NeverResets": r"after the end of an episode, step returns no first state \(.time goes on\)",
+    "KeepsObservation": "after the end of an episode, step returns no first observation",
     "KeepsState": r"after the end of an episode, step returns no first state \(.time goes on\)",
     "SameStart": "every episode of an environment begins at the same state",
     "IgnoresParams": "goes on past the limit of 25 steps",
-    "NumpyRandom": "uncompiled it gives another result",
-    "Counts": "uncompiled it gives another result",
+    "NumpyRandom": "another one uncompiled than under jit",
+    "Counts": "another one uncompiled than under jit",
     "NotJittable": "step could not be traced",
     "MixesBatch": "under vmap it differs from one environment at a time",
     "IntegerActions": "policies act in a discrete space .* or a box of floats",
@@ -81,11 +90,11 @@ def test_random_numbers_hidden_in_a_method_that_jits_itself():
             obs, state = super().reset_env(key, params)
             return obs + np.float32(np.random.default_rng().uniform()), state
 
-    with pytest.raises(EnvError, match="uncompiled it gives another result"):
+    with pytest.raises(EnvError, match="another one uncompiled than under jit"):
         check_env(Frozen(), num_steps=30)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in DEAR else ()) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_gymnax_environments(name):
     env, params = make(name)
     with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):  # Swimmer promotes
@@ -125,7 +134,7 @@ def test_what_is_only_unusual_is_a_warning(message):
 
 def test_state_that_outlasts_the_episode():
     with pytest.warns(UserWarning, match="DeepSea: the state's .total_bad_episodes outlasts the episode"):
-        check_env(*make("DeepSea-bsuite"), num_steps=60)
+        check_env(*make("DeepSea-bsuite"), num_steps=80)
 
 
 def test_check_spaces():
@@ -146,7 +155,7 @@ def nested(shape):
 
 def test_observations_of_several_parts():
     check_spaces(nested((3,)), Params())
-    with pytest.raises(EnvError, match=r"part 'far', part 1, is float32\[3\], but observation_space has shape \[2\]"):
+    with pytest.raises(EnvError, match=r"part 'far', part 1 is float32\[3\], but observation_space has shape \[2\]"):
         check_spaces(nested((2,)), Params())
     missing = variant(
         observe=lambda self, state: {"near": state.x},

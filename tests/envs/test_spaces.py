@@ -7,7 +7,7 @@ import pytest
 from gymnax.environments import spaces
 from toy_envs import Params, Walk, box, discrete
 
-from eqxrl.envs import TimeLimit, episode_limit, is_box, is_discrete, make, to_env_action
+from eqxrl.envs import TimeLimit, TimeLimitIsTerminal, episode_limit, is_box, is_discrete, make, to_env_action
 from eqxrl.envs._spaces import sample
 
 BOX = spaces.Box(np.array([-1.0, 0.0]), 2.0, (2,))
@@ -72,6 +72,7 @@ def test_episode_limit_of_the_bernoulli_bandit_is_a_float():
 def test_episode_limit_where_there_is_no_number():
     assert episode_limit(None) is None and episode_limit(object()) is None
     assert episode_limit(None, TimeLimit(Walk(), 5)) == 5
+    assert episode_limit(None, TimeLimit(TimeLimitIsTerminal(TimeLimit(Walk(), 5)), 9)) == 5
     with pytest.raises(ValueError, match=r"shape \[2\].*vmap"):
         episode_limit(Params(jnp.array([1, 2])))
 

@@ -1,0 +1,77 @@
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from eqxrl import LinearSchedule
+from eqxrl.algorithms import PRESETS, preset
+
+ALL = [(env_id, name) for env_id, presets in PRESETS.items() for name in presets]
+
+
+@pytest.mark.parametrize("env_id, name", ALL)
+def test_a_preset_makes_its_algorithm(env_id, name):
+    chosen = preset(env_id, name)
+    ppo = chosen.create(num_seeds_per_eval=7)
+    assert ppo.env.name == env_id
+    assert ppo.hp.num_seeds_per_eval == 7
+    assert ppo.chunks.sum() * ppo.iteration_size - ppo.hp.total_timesteps < ppo.iteration_size
+    for field in chosen.anneal:
+        schedule = getattr(ppo.hp, field)
+        start = chosen.hp.get(field, 0.2)
+        np.testing.assert_allclose(schedule(jnp.int32(0)), start, rtol=1e-6)
+        np.testing.assert_allclose(schedule(jnp.int32(ppo.hp.num_updates // 2)), start / 2, rtol=1e-3)
+        assert schedule(jnp.int32(ppo.hp.num_updates)) == 0
+
+
+def test_an_override_is_not_annealed_and_the_horizon_follows_the_budget():
+    hp = preset("CartPole-v1").hparams(learning_rate=0.01, total_timesteps=256 * 10)
+    assert hp.learning_rate == jnp.float32(0.01)
+    assert hp.clip_eps.transition_steps == hp.num_updates == 10 * 20
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(ValueError, match="no preset for Nothing-v0.*CartPole-v1"):
+        preset("Nothing-v0")
+    with pytest.raises(ValueError, match="no preset 'zo' for CartPole-v1; there is zoo, cleanrl"):
+        preset("CartPole-v1", "zo")
+
+
+def test_building_a_preset_again_compiles_nothing_again():
+    traces = 0
+
+    @eqx.filter_jit
+    def init(ppo, key):
+        nonlocal traces
+        traces += 1
+        return ppo.init_train_state(key)
+
+    first = preset("CartPole-v1").create()
+    init(first, jax.random.key(0))
+    again = dataclasses.replace(first, hp=preset("CartPole-v1").hparams(), parts=preset("CartPole-v1").create().parts)
+    init(again, jax.random.key(1))
+    assert traces == 1
+
+
+def test_linear_schedule_is_linear_then_constant_and_can_be_swept():
+    schedule = LinearSchedule(1.0, 0.5, 10)
+    steps = jnp.array([0, 5, 10, 100])
+    np.testing.assert_allclose(jax.vmap(schedule)(steps), [1.0, 0.75, 0.5, 0.5])
+    many = eqx.filter_vmap(lambda start: LinearSchedule(start, 0.0, 10)(jnp.int32(5)))(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(many, [0.5, 1.0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_cartpole_is_solved_by_every_seed():
+    """The whole table: `python benchmarks/learning.py`."""
+    ppo = preset("CartPole-v1", "zoo").create(eval_freq=99_840)
+    keys = jax.random.split(jax.random.key(0), 20)
+    _, metrics = eqx.filter_vmap(lambda key: ppo.train(key, skip_initial_evaluation=True))(keys)
+    returns = np.asarray(metrics.cumulative_reward[:, -1].mean(-1))
+    assert trim_mean(returns, 0.25) >= 499.95
+    assert np.sum(returns >= 475) >= 19

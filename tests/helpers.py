@@ -1,0 +1,60 @@
+"""What tests in several rooms share."""
+
+import functools
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from eqxrl import PPO, MLPActorCritic, PPOHParams
+from eqxrl.learners import swap_or_not
+
+# Nearly all the time of a small test goes into compiling a program that runs for a millisecond: three quarters of it is spared.
+# Not for a test that compares bit for bit with what `train` compiles.
+quick_jit = functools.partial(
+    eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+)
+
+
+def small(*spaces, key):
+    """A small network; made by a function of its own, so that the default one's size isn't what's tested."""
+    return MLPActorCritic(*spaces, hidden_sizes=(6, 5), key=key)
+
+
+def tiny(env_id="CartPole-v1", max_steps=7, **hparams):
+    """A PPO that is quickly compiled, with episodes that end within a rollout; and `[steps envs]` not square."""
+    defaults = dict(num_envs=3, num_steps=8, num_epochs=2, num_minibatches=4, num_seeds_per_eval=2)
+    ppo = PPO.create(env_id, hp=PPOHParams(**{**defaults, **hparams}), actor_critic=small)
+    return with_limit(ppo, max_steps)
+
+
+def with_limit(ppo, max_steps):
+    return eqx.tree_at(lambda p: p.env_params, ppo, ppo.env_params.replace(max_steps_in_episode=max_steps))
+
+
+class Recorder(list):
+    """`swap_or_not`, which keeps what it returned. A list that may be static in a compiled function."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __call__(self, key, n):
+        order = swap_or_not(key, n)
+        jax.debug.callback(lambda order: self.append(np.asarray(order)), order, ordered=True)
+        return order
+
+
+def arrays(tree):
+    """Its arrays, in NumPy, keys as numbers."""
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    keys = [jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves]
+    return [np.asarray(jax.random.key_data(x) if is_key else x) for x, is_key in zip(leaves, keys, strict=True)]
+
+
+def same(a, b, **tolerance):
+    """Bit for bit, or within `rtol` and `atol`, which integers aren't given."""
+    for x, y in zip(arrays(a), arrays(b), strict=True):
+        if tolerance and x.dtype.kind == "f":
+            np.testing.assert_allclose(x, y, **tolerance)
+        else:
+            np.testing.assert_array_equal(x, y)
