@@ -61,8 +61,8 @@ def as_scalar(x: float | int | np.ndarray | np.generic | Array) -> Shaped[Array,
     return jnp.asarray(x, dtype=jnp.float32)
 
 
-def as_schedule(x: Any) -> Schedule:
-    """A number becomes a float32 array; a schedule stays what it is."""
+def as_schedule(x: Any) -> Shaped[Array, "..."] | Callable:
+    """A number becomes a float32 array (several of them, to be swept by `vmap`, one); a schedule stays what it is."""
     return x if callable(x) else as_scalar(x)
 
 

@@ -225,7 +225,7 @@ def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = Fals
     import json as json_module
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from eqxrl.training import Run
     from eqxrl.viz import iqm
@@ -248,12 +248,21 @@ def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = Fals
     if json:
         print(json_module.dumps(rows))
         return 0
-    table = Table("run", "environment", "preset", "hyperparameters", "seed", "seeds", "env steps", "IQM of return", "finished")
+    table = Table(
+        Column("run", no_wrap=True),
+        Column("environment", no_wrap=True),
+        Column("options", overflow="fold"),
+        Column("seeds", justify="right"),
+        Column("env steps", justify="right"),
+        Column("IQM", justify="right"),
+        "done",
+        caption="IQM: of the last evaluation's mean returns, over seeds",
+    )
     for row in rows:
-        hp = " ".join(f"{k}={v}" for k, v in row["hp"].items())
-        last = ("" if row["iqm"] is None else f"{row['env_steps']:,}", "" if row["iqm"] is None else f"{row['iqm']:.1f}")
-        cells = (row["env_id"], row["preset"] or "default", hp, str(row["seed"]), str(row["num_seeds"]), *last)
-        table.add_row(row["run"], *cells, "yes" if row["finished"] else "no")
+        options = " ".join([row["preset"] or "default", *(f"{k}={v}" for k, v in row["hp"].items())])
+        last = ("", "") if row["iqm"] is None else (f"{row['env_steps']:,}", f"{row['iqm']:.1f}")
+        cells = (row["run"], row["env_id"], options, str(row["num_seeds"]), *last, "yes" if row["finished"] else "no")
+        table.add_row(*cells)
     Console().print(table)
     return 0
 

@@ -73,25 +73,23 @@ BUGS = [
 ]
 
 
-def plant(folder: Path, file: str, old: str, new: str) -> None:
-    path = folder / "eqxrl" / file
-    text = path.read_text()
+def planted(folder: Path, file: str, old: str, new: str) -> str:
+    """The file's text with the bug in it."""
+    text = (folder / "eqxrl" / file).read_text()
     if text.count(old) != 1:
         raise SystemExit(f"{file} has {text.count(old)} places that read {old!r}, not one: mend the list of bugs")
-    path.write_text(text.replace(old, new))
+    return text.replace(old, new)
 
 
-def caught_by(folder: Path, file: str) -> str | None:
-    """The first test that fails, or None."""
-    room = Path(file).parts[0]
+def first_failure(folder: Path, room: str | None) -> str | None:
+    """The first default test that fails, or None. Those of `room`, where the bug is, and of the algorithms run first."""
     tests = folder / "tests"
-    others = [p for p in sorted(tests.iterdir()) if p.is_dir() and any(p.glob("test_*.py")) and p.name != room]
-    first = [tests / room] if (tests / room).is_dir() else []
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "--durations=0"]
+    rooms = [p for p in sorted(tests.iterdir()) if p.is_dir() and any(p.glob("test_*.py"))]
+    first = [p for p in rooms if p.name in (room, "algorithms")]
+    rest = [p for p in rooms if p not in first] + sorted(tests.glob("test_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    for paths in (first, [tests / "algorithms"], [*others, *sorted(tests.glob("test_*.py"))]):
-        if not paths:
-            continue
+    for paths in (first, rest):
         run = subprocess.run([*command, *map(str, paths)], cwd=folder, env=environment, capture_output=True, text=True)
         if run.returncode != 0:
             found = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
@@ -106,20 +104,25 @@ def main() -> None:
     args = parser.parse_args()
     chosen = [(i, bug) for i, bug in enumerate(BUGS, 1) if not args.numbers or i in args.numbers]
     rows = []
-    for number, (what, file, old, new) in chosen:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "repository"
-            shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "runs", "*.egg-info", "__pycache__", ".venv"))
-            plant(folder, file, old, new)
+    with tempfile.TemporaryDirectory() as temporary:
+        whole, mutant = Path(temporary) / "whole", Path(temporary) / "mutant"
+        shutil.copytree(ROOT, whole, ignore=shutil.ignore_patterns(".git", "runs", "*.egg-info", "__pycache__", ".venv"))
+        for number, (what, file, old, new) in chosen:  # before anything runs: does each still fit the code?
+            planted(whole, file, old, new)
             if args.list:
                 print(number, what, file)
-                continue
+        if args.list:
+            return
+        if failed := first_failure(whole, None):
+            sys.exit(f"{failed} fails without any bug planted, so nothing can be learned: mend it first")
+        for number, (what, file, old, new) in chosen:
             start = time.perf_counter()
-            test = caught_by(folder, file)
-        rows.append((number, what, file, test))
-        print(f"{number:2} {what}: {test or 'NOT CAUGHT'} ({time.perf_counter() - start:.0f} s)", flush=True)
-    if args.list:
-        return
+            shutil.copytree(whole, mutant)
+            (mutant / "eqxrl" / file).write_text(planted(whole, file, old, new))
+            test = first_failure(mutant, Path(file).parts[0])
+            shutil.rmtree(mutant)
+            rows.append((number, what, file, test))
+            print(f"{number:2} {what}: {test or 'NOT CAUGHT'} ({time.perf_counter() - start:.0f} s)", flush=True)
     caught = sum(test is not None for *_, test in rows)
     print(f"{caught} of {len(rows)} caught")
     if not args.numbers:

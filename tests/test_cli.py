@@ -88,7 +88,7 @@ def test_render(folder):
         (["train"], "name an environment"),
         (["train", "CartPole-v1", "--preset", "zo"], "zoo"),
         (["train", "CartPole-v1", "--preset", "default", "--hp.num-minibatches", "5"], "remainder 1"),
-        (["train", "CartPole-v1", "--hp.gamma", "1.5"], "gamma must be in [0, 1]"),
+        (["train", "CartPole-v1", "--hp.gamma", "1.5"], "gamma must be in [0.0, 1.0], got 1.5"),
         (["train", "CartPole-v1", "--seeds", "0"], "--seeds must be at least 1"),
         (["train", "--resume", "nowhere"], "nowhere"),
         (["evaluate", "nowhere"], "config.json"),

@@ -36,6 +36,12 @@ def test_own_loop(capsys):
     assert "action for an upright pole" in capsys.readouterr().out
 
 
+def test_callbacks(tmp_path):
+    returns = load("callbacks").main(20_000, tmp_path)
+    assert max(returns) > 100
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == len(returns)
+
+
 def test_every_example_is_tested():
     tested = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

@@ -237,20 +237,23 @@ def _tied_to(rng: Key[Array, ""], tree: T) -> T:
     the state is given back, and one for each in a run that goes on from it: XLA takes powers of a number and of an array by
     different routines, so the two runs would differ in the last bit."""
     bit = jnp.ravel(jax.random.key_data(rng))[0] == 0
-    return jax.tree.map(lambda x: jnp.where(bit, x, x) if eqx.is_array(x) else x, tree)
+    numbers, rest = eqx.partition(tree, lambda x: eqx.is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+    return eqx.combine(jax.tree.map(lambda x: jnp.where(bit, x, x), numbers), rest)
 
 
 class Estimate(eqx.Module):
-    """What an advantage estimator returned, before anyone believes it; unchecked, so that `validate` gets to name the part."""
+    """What an advantage estimator returned, before anyone believes it."""
 
     advantages: Float[Array, "*batch"]
     targets: Float[Array, "*batch"]
 
     @classmethod
     def of(cls, part: AbstractAdvantage, estimate: Any) -> "Estimate":
+        """Built without its constructor, whose check couldn't name the part; `validate` does."""
         if not (isinstance(estimate, tuple) and len(estimate) == 2):
             raise TypeError(f"{type(part).__name__} must return (advantages, targets), got {type(estimate).__name__}")
-        return cls(*estimate)
+        scalar = jnp.zeros(())
+        return jax.tree.unflatten(jax.tree.structure(cls(advantages=scalar, targets=scalar)), estimate)
 
 
 def _record(metrics: LearnerMetrics, batch: AdvantageMinibatch, episodes: EpisodeStats) -> TrainStepMetrics:

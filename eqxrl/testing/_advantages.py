@@ -27,7 +27,7 @@ def check_advantage(advantage: AbstractAdvantage, *, rollout: TrajectoryWithLast
 
 
 def advantage_laws(advantage: AbstractAdvantage, rollout: TrajectoryWithLastObs | None = None) -> list[Law]:
-    rollout = probe_rollout(probe_agent("discrete"), steps=9, envs=4) if rollout is None else rollout
+    rollout = probe_rollout(probe_agent("discrete"), 9, 4) if rollout is None else rollout
 
     def shapes() -> str:
         given, last_value = laws.scrambled(rollout, 0)

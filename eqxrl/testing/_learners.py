@@ -32,8 +32,8 @@ def check_learner(learner: AbstractLearner) -> None:
 def learner_laws(learner: AbstractLearner) -> list[Law]:
     agent = normalized(probe_agent("discrete"))
     steps = 4 * getattr(learner, "num_minibatches", 2)
-    rollouts = [probe_estimate(agent, steps, ENVS, seed) for seed in range(2)]
     keys = list(jax.random.split(jax.random.key(5), 2))
+    rollouts = [probe_estimate(agent, steps, ENVS, seed) for seed in range(2)]
     recorder = Recorder()
 
     @functools.cache

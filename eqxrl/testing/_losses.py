@@ -31,7 +31,7 @@ def check_loss(loss: AbstractLoss) -> None:
 def loss_laws(loss: AbstractLoss, kind: str) -> list[Law]:
     collector = normalized(probe_agent(kind))
     agent = _moved(collector)
-    minibatches = [flatten(probe_estimate(collector, steps=6, envs=4, seed=seed)) for seed in range(2)]
+    minibatches = [flatten(probe_estimate(collector, 6, 4, seed)) for seed in range(2)]
     minibatch = minibatches[0]
 
     def value(agent: AbstractActorCritic, minibatch: AdvantageMinibatch):

@@ -98,11 +98,11 @@ def probe(kind: str, ends_at: int | None = None) -> tuple[AutoReset, CorridorPar
 
 
 @eqx.filter_jit
-def probe_agent(kind: str, seed: int = 0) -> MLPActorCritic:
+def probe_agent(kind: str) -> MLPActorCritic:
     """A small policy for it."""
     env, params = probe(kind)
     spaces = env.observation_space(params), env.action_space(params)
-    return MLPActorCritic(*spaces, hidden_sizes=(8,), key=jax.random.key(seed))
+    return MLPActorCritic(*spaces, hidden_sizes=(8,), key=jax.random.key(0))
 
 
 @eqx.filter_jit
@@ -113,32 +113,34 @@ def normalized(agent: AbstractActorCritic, num_obs: int = 3) -> NormalizedActorC
 
 
 @eqx.filter_jit
+def _act(agent: AbstractActorCritic, obs: Any, key: Key[Array, ""]) -> Any:
+    distribution, value, _ = jax.vmap(jax.vmap(lambda o: agent(o, agent.initial_carry())))(obs)
+    action = distribution.sample(key)
+    return action, distribution.log_prob(action), value
+
+
 def probe_rollout(agent: AbstractActorCritic, steps: int, envs: int, seed: int = 0) -> TrajectoryWithLastObs:
     """What the policy would do at random observations; rewards and ends are random too."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    obs = jax.random.normal(keys[0], (steps + 1, envs, 3))
-    distribution, value, _ = jax.vmap(jax.vmap(lambda o: agent(o, agent.initial_carry())))(obs[:-1])
-    action = distribution.sample(keys[1])
-    terminated, truncated = jax.random.bernoulli(keys[2], 0.15, (2, steps, envs))
-    reward, final_value = jax.random.normal(keys[3], (2, steps, envs))
+    rng = np.random.default_rng(seed)
+    floats = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    obs = floats(steps, envs, 3)
+    action, log_prob, value = _act(agent, obs, jax.random.key(seed))
+    terminated, truncated = rng.random((2, steps, envs)) < 0.15
     trajectories = Trajectory(
-        obs=obs[:-1],
+        obs=obs,
         action=action,
-        log_prob=distribution.log_prob(action),
-        reward=reward,
+        log_prob=log_prob,
+        reward=floats(steps, envs),
         value=value,
-        terminated=terminated,
-        truncated=truncated,
-        final_value=jnp.where(truncated & ~terminated, final_value, 0.0),
+        terminated=jnp.asarray(terminated),
+        truncated=jnp.asarray(truncated),
+        final_value=jnp.where(truncated & ~terminated, floats(steps, envs), 0.0),
     )
-    return TrajectoryWithLastObs(trajectories=trajectories, last_done=trajectories.done[-1], last_obs=obs[-1])
+    return TrajectoryWithLastObs(trajectories=trajectories, last_done=trajectories.done[-1], last_obs=floats(envs, 3))
 
 
-@eqx.filter_jit
 def probe_estimate(agent: AbstractActorCritic, steps: int, envs: int, seed: int = 0) -> AdvantageMinibatch:
     """The same with advantages and targets, no two of them alike, near the values."""
-    rollout = probe_rollout(agent, steps, envs, seed)
-    advantages = jax.random.normal(jax.random.key(seed + 1), (steps, envs))
-    return AdvantageMinibatch(
-        trajectories=rollout.trajectories, advantages=advantages, targets=rollout.trajectories.value + advantages
-    )
+    trajectories = probe_rollout(agent, steps, envs, seed).trajectories
+    advantages = jnp.asarray(np.random.default_rng(seed).normal(size=(steps, envs)), jnp.float32)
+    return AdvantageMinibatch(trajectories=trajectories, advantages=advantages, targets=trajectories.value + advantages)

@@ -12,6 +12,8 @@ from eqxrl.training._files import read_metadata as read_metadata
 from eqxrl.training._files import save as save
 from eqxrl.training._hparam_log import HParamLog as HParamLog
 from eqxrl.training._interrupts import Interrupted as Interrupted
+from eqxrl.training._lightning import LightningCallback as LightningCallback
+from eqxrl.training._lightning import LightningLogger as LightningLogger
 from eqxrl.training._loggers import AbstractLogger as AbstractLogger
 from eqxrl.training._loggers import CSVLogger as CSVLogger
 from eqxrl.training._loggers import JSONLLogger as JSONLLogger

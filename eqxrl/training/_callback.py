@@ -35,17 +35,17 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics, TrajectoryWithLastObs
 from eqxrl.algorithms import PPOState
 
 if TYPE_CHECKING:
-    from eqxrl.training._trainer import Trainer
+    import eqxrl.training._trainer
 
 
 class Callback(abc.ABC):
-    """Ordinary Python that the `Trainer` calls between compiled chunks of iterations. Subclass it and override the hooks you need.
+    """Ordinary Python that the `Trainer` calls between compiled chunks of iterations. Subclass it and override the hooks you
+    need.
 
     Every hook gets the trainer (where the run stands, `log`, `request_stop`, `request_checkpoint`), the algorithm and the
     training state; all of it stacked, `[seeds ...]`, where several seeds are trained at once. The state's buffers are reused by
@@ -57,66 +57,74 @@ class Callback(abc.ABC):
     """
 
     state: Any = None
-    """What the trainer puts into its checkpoints, under the callback's class name, and gives back on a resume, after `setup`: any
-    nesting of dicts, lists, numbers, strings, `None` and (small) arrays, which come back as NumPy's. Assign to it, or override
-    it with a property."""
+    """What the trainer puts into its checkpoints, under the callback's class name, and gives back on a resume, after `setup`:
+    any nesting of dicts, lists, numbers, strings, `None` and (small) arrays, which come back as NumPy's. Assign to it, or
+    override it with a property."""
 
-    def setup(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
+    def setup(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
         """First of all; before anything is compiled but the initial state."""
 
-    def on_fit_start(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
+    def on_fit_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
         """All callbacks are set up and have their state; the loggers are open."""
 
-    def on_fit_end(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
+    def on_fit_end(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
         """The run is over, and wasn't interrupted."""
 
-    def on_train_start(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
+    def on_train_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
         """Before the first iteration."""
 
-    def on_train_end(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
+    def on_train_end(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
         """After the last evaluation."""
 
-    def on_train_epoch_start(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
+    def on_train_epoch_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
         """Before the iterations that lead to the next evaluation."""
 
-    def on_train_epoch_end(self, trainer: "Trainer", algo: Any, state: PPOState, outputs: TrainStepMetrics) -> None:
-        """After these iterations, before the evaluation. `outputs` are means over them, as NumPy arrays; NaN for seeds that were
-        stopped."""
+    def on_train_epoch_end(
+        self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState, outputs: TrainStepMetrics
+    ) -> None:
+        """After these iterations, before the evaluation. `outputs` are means over them, as NumPy arrays; NaN for seeds that
+        were stopped."""
 
     def on_train_batch_start(
-        self, trainer: "Trainer", algo: Any, state: PPOState, batch: TrajectoryWithLastObs, batch_idx: int | Int[Array, ""]
+        self,
+        trainer: "eqxrl.training._trainer.Trainer",
+        algo: Any,
+        state: PPOState,
+        batch: TrajectoryWithLastObs,
+        batch_idx: int,
     ) -> None:
         """A rollout was collected and is about to be learned from; `batch_idx` counts from 0 in each epoch."""
 
     def on_train_batch_end(
         self,
-        trainer: "Trainer",
+        trainer: "eqxrl.training._trainer.Trainer",
         algo: Any,
         state: PPOState,
         outputs: TrainStepMetrics,
         batch: TrajectoryWithLastObs,
-        batch_idx: int | Int[Array, ""],
+        batch_idx: int,
     ) -> None:
         """The rollout was learned from. `outputs` are still on the device."""
 
-    def on_validation_epoch_start(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
+    def on_validation_epoch_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
         """Before an evaluation."""
 
-    def on_validation_epoch_end(self, trainer: "Trainer", algo: Any, state: PPOState, metrics: EvalMetrics) -> None:
+    def on_validation_epoch_end(
+        self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState, metrics: EvalMetrics
+    ) -> None:
         """After an evaluation; `metrics` are NumPy arrays, `[episodes]`, or `[seeds episodes]`."""
 
-    def teardown(self, trainer: "Trainer", algo: Any, state: PPOState) -> None:
-        """Last of all, however the run ended; undo `setup`. After a failure inside the compiled program the state may be gone."""
+    def teardown(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+        """Last of all, however the run ended; undo `setup`. After a failure inside the compiled program the state may be
+        gone."""
 
 
 _ARRAY = "__array__"
-HOOKS = [name for name, x in vars(Callback).items() if callable(x) and not name.startswith("_")]
-"""The names of the twelve."""
 
 
 def overrides(callback: Callback, hook: str) -> bool:
-    """Does the callback's class do anything in this hook?"""
-    return getattr(type(callback), hook) is not getattr(Callback, hook)
+    """Does the callback do anything in this hook?"""
+    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
 
 
 def encode_state(x: Any, name: str) -> Any:

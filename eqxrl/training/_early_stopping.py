@@ -34,5 +34,9 @@ class EarlyStopping(Callback):
         stuck = np.zeros(means.shape, bool) if self.patience is None else since >= self.patience
         stopping = reached | stuck
         if stopping.any():
-            why = f"a mean return of {self.threshold} was reached" if reached.any() else f"no improvement in {self.patience} evaluations"
+            why = (
+                f"a mean return of {self.threshold} was reached"
+                if reached.any()
+                else f"no improvement in {self.patience} evaluations"
+            )
             trainer.request_stop(why, members=None if trainer.num_seeds is None else stopping)

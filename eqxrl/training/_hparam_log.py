@@ -10,8 +10,8 @@ from eqxrl.training._callback import Callback
 
 
 class HParamLog(Callback):
-    """Logs, for each epoch, `hp/<name>`: the hyperparameters that are leaves, those that are schedules at the present update, such as
-    the learning rate; and `hp/num_updates` itself."""
+    """Logs, for each epoch, `hp/<name>`: the hyperparameters that are leaves, those that are schedules at the present update,
+    such as the learning rate; and `hp/num_updates` itself."""
 
     def on_validation_epoch_end(self, trainer: Any, algo: Any, state: PPOState, metrics: EvalMetrics) -> None:
         num_updates = state.learner_state.num_updates

@@ -15,8 +15,8 @@ _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by Ctrl-C or SIGTERM; its message says how to go on. Nothing is lost: `state` is where the run stood, and
-    so is the checkpoint."""
+    """A run was stopped by Ctrl-C or SIGTERM; its message says how to go on. Nothing is lost: `state` is where the run stood,
+    and so is the checkpoint."""
 
     def __init__(self, message: str, signum: signal.Signals, state: Any, checkpoint: Path | None):
         super().__init__(message)
@@ -32,8 +32,9 @@ class Interrupts(contextlib.AbstractContextManager):
     second one ends the process at once.
 
     Python runs its handlers only when the main thread comes back from C, which may take as long as a chunk or a compilation
-    does. So a thread of its own reads the signals from a wakeup file descriptor, answers the first one, and leaves at the second.
-    In an interactive session, whose variables would be lost, the second one raises `KeyboardInterrupt` as soon as Python can.
+    does. So a thread of its own reads the signals from a wakeup file descriptor, answers the first one, and leaves at the
+    second. In an interactive session, whose variables would be lost, the second one raises `KeyboardInterrupt` as soon as
+    Python can.
 
     Only the main thread gets signals: in any other one this does nothing.
     """

@@ -9,6 +9,8 @@
 
         def close(self):
             pass
+
+Whatever it raises, the run goes on.
 """
 
 import abc
@@ -24,7 +26,8 @@ from typing import Any
 from eqxrl.training._metrics import flat
 
 Values = Mapping[str, Any]
-"""By name, such as `eval/return_mean`: a number, or a list of one for each seed where several are trained. NaN: there is none."""
+"""By name, such as `eval/return_mean`: a number, or a list of one for each seed where several are trained. NaN: there is
+none."""
 
 
 class AbstractLogger(abc.ABC):
@@ -42,8 +45,8 @@ class AbstractLogger(abc.ABC):
 
     @abc.abstractmethod
     def log(self, env_steps: int, values: Values) -> None:
-        """A row: everything about one epoch and the evaluation after it. `env_steps` are those of the algorithm's whole life, over
-        all environments (of one seed), and never go down."""
+        """A row: everything about one epoch and the evaluation after it. `env_steps` are those of the algorithm's whole life,
+        over all environments (of one seed), and never go down."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -51,8 +54,8 @@ class AbstractLogger(abc.ABC):
 
 
 class JSONLLogger(AbstractLogger):
-    """A line of JSON for each row, `{"env_steps": 4096, "train/entropy": 0.69, ...}`; lists where several seeds are trained; `null`
-    for what isn't a number. The hyperparameters go to `<name>.hyperparameters.json` beside it.
+    """A line of JSON for each row, `{"env_steps": 4096, "train/entropy": 0.69, ...}`; lists where several seeds are trained;
+    `null` for what isn't a number. The hyperparameters go to `<name>.hyperparameters.json` beside it.
 
     On a resume, rows that will come again are cut off; a file that is there already is otherwise an error.
     """
@@ -181,9 +184,7 @@ def _null(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def _start_file(
-    path: Path, hyperparameters: dict[str, Any], resumed_at: int | None, kept: Callable[[str, int], str]
-) -> None:
+def _start_file(path: Path, hyperparameters: dict[str, Any], resumed_at: int | None, kept: Callable[[str, int], str]) -> None:
     if resumed_at is None or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

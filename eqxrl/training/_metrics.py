@@ -1,4 +1,5 @@
-"""What is made of the numbers of a run on the host: means over an epoch, summaries of an evaluation, hyperparameters for reading."""
+"""What is made of the numbers of a run on the host: means over an epoch, summaries of an evaluation, hyperparameters for
+reading."""
 
 import dataclasses
 import math
@@ -37,10 +38,11 @@ def get_error_from_metrics(metrics: EvalMetrics) -> tuple[str, float]:
 
 def add_metrics(sums: Sums, num_iterations: int, means: TrainStepMetrics) -> Sums:
     """Counts the means over some more iterations (NumPy arrays); `sums` may be empty."""
-    means = jax.tree.map(lambda x: np.asarray(x, np.float64), vars(means))
-    weights = dict.fromkeys(_PER_EPISODE, means["num_episodes"]) | {"num_episodes": 1}
-    new = {k: jax.tree.map(lambda x: x * weights.get(k, num_iterations), v) for k, v in means.items()}
-    new["num_iterations"] = np.float64(num_iterations)
+    new: Sums = jax.tree.map(lambda x: np.asarray(x, np.float64), vars(means))
+    weights = dict.fromkeys(_PER_EPISODE, new["num_episodes"]) | {"num_episodes": 1}
+    with np.errstate(invalid="ignore"):  # infinity times no episodes
+        new = {k: jax.tree.map(lambda x: x * weights.get(k, num_iterations), v) for k, v in new.items()}
+    new["num_iterations"] = np.asarray(num_iterations, np.float64)
     return jax.tree.map(np.add, sums, new) if sums else new
 
 
@@ -54,7 +56,7 @@ def mean_metrics(sums: Sums) -> TrainStepMetrics:
     return jax.tree.unflatten(jax.tree.structure(zeros), leaves)  # the constructor would insist on JAX arrays
 
 
-def summarize_training(outputs: TrainStepMetrics) -> dict[str, np.ndarray]:
+def summarize_training(outputs: TrainStepMetrics) -> dict[str, Any]:
     """By the name that it is logged under; NaN for means over no episode."""
     values = {f"train/{k}": v for k, v in vars(outputs).items() if k != "extra"}
     for name in _PER_EPISODE:
@@ -62,7 +64,7 @@ def summarize_training(outputs: TrainStepMetrics) -> dict[str, np.ndarray]:
     return values | {f"train/{k}": v for k, v in outputs.extra.items()}
 
 
-def summarize_evaluation(metrics: EvalMetrics) -> dict[str, np.ndarray]:
+def summarize_evaluation(metrics: EvalMetrics) -> dict[str, Any]:
     """Over the episodes of one evaluation, for each seed; by the name that it is logged under."""
     returns = metrics.cumulative_reward
     return {
@@ -109,9 +111,9 @@ def _readable(x: Any) -> Any:
     if x is None or isinstance(x, bool | int | str):
         return x
     if isinstance(x, float | np.generic | np.ndarray | Array):
-        if jnp.issubdtype(np.result_type(x), np.number) or np.result_type(x) == bool:
-            return jax.tree.map(_finite, plain(x)) if np.size(x) <= _FEW else describe(x)
-        return describe(x)
+        dtype = np.dtype(float) if isinstance(x, float) else x.dtype
+        number = jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+        return jax.tree.map(_finite, plain(x)) if number and np.size(x) <= _FEW else describe(x)
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         return {"type": type(x).__qualname__} | {f.name: _readable(getattr(x, f.name, None)) for f in dataclasses.fields(x)}
     if isinstance(x, Mapping):

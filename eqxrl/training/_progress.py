@@ -10,8 +10,8 @@ from eqxrl.training._callback import Callback
 
 
 class ProgressBar(Callback):
-    """Env steps per second (of all seeds together), the mean return of the last evaluation (with its deviation over seeds where there
-    are several), and the time left, on stderr; nothing where that isn't a terminal."""
+    """Env steps per second (of all seeds together), the mean return of the last evaluation (with its deviation over seeds
+    where there are several), and the time left, on stderr; nothing where that isn't a terminal."""
 
     def __init__(self, console: Any = None):
         """**Arguments:** `console`: a `rich.console.Console` to draw on instead."""

@@ -10,8 +10,8 @@ from eqxrl.training._callback import Callback
 
 
 class EpisodeRendering(Callback):
-    """Writes a GIF of an episode, `episode-000004096.gif` after 4096 env steps: before the training, after it, and every so many
-    epochs in between. Of several seeds, the first is shown.
+    """Writes a GIF of an episode, `episode-000004096.gif` after 4096 env steps: before the training, after it, and every so
+    many epochs in between. Of several seeds, the first is shown.
 
     **Raises:** at the start of the run, if the environment can't be drawn.
     """

@@ -35,16 +35,19 @@ from eqxrl.training._metrics import (
 
 
 class CheckpointNotWritten(OSError):
-    """A run ended well, but its last checkpoint couldn't be written. Nothing is lost: `result` is what `fit` would have returned."""
+    """A run ended well, but its last checkpoint couldn't be written. Nothing is lost: `result` is what `fit` would have
+    returned."""
 
     def __init__(self, error: OSError, result: tuple[PPOState, EvalMetrics]):
-        super().__init__(error.errno, f"{error.strerror}. The run itself ended well; `result` of this error holds it", error.filename)
+        super().__init__(
+            error.errno, f"{error.strerror}. The run itself ended well; `result` of this error holds it", error.filename
+        )
         self.result = result
 
 
 class Trainer:
-    """Runs an algorithm from the host, with callbacks, loggers and checkpoints around the very iterations that `algo.train` runs:
-    the numbers are the same, bit for bit.
+    """Runs an algorithm from the host, with callbacks, loggers and checkpoints around the very iterations that `algo.train`
+    runs: the numbers are the same, bit for bit.
 
     During a run, and after it, a trainer knows where the run stands:
 
@@ -66,15 +69,17 @@ class Trainer:
 
         - `callbacks`: called in this order.
         - `loggers`: each gets everything.
-        - `folder`: for the checkpoints of one run. They are written when it starts and ends, when it is interrupted or a callback
-            fails, and in between as the callback `Checkpointing` says; without one, after each evaluation.
+        - `folder`: for the checkpoints of one run. They are written when it starts and ends, when it is interrupted or a
+            callback fails, and in between as the callback `Checkpointing` says; without one, after each evaluation.
         """
         self.callbacks = list(callbacks)
         self.loggers = list(loggers)
         self.folder = None if folder is None else Path(folder)
         checkpointing = [x for x in self.callbacks if isinstance(x, Checkpointing)]
         if len(checkpointing) > 1 or (checkpointing and self.folder is None):
-            raise ValueError(f"got {len(checkpointing)} Checkpointing and folder={folder}; pass at most one, and a folder with it")
+            raise ValueError(
+                f"got {len(checkpointing)} Checkpointing and folder={folder}; pass at most one, and a folder with it"
+            )
         if self.folder is not None and not checkpointing:
             checkpointing = [Checkpointing()]
             self.callbacks += checkpointing
@@ -93,7 +98,8 @@ class Trainer:
         resume: bool = False,
     ) -> tuple[PPOState, EvalMetrics]:
         """Trains as `algo.train` does with the same arguments; given `[seeds]` keys or a stacked state, as
-        `eqx.filter_vmap(algo.train)` does. Then, float hyperparameters in `algo.hp` that have a leading axis too are swept along.
+        `eqx.filter_vmap(algo.train)` does. Then, float hyperparameters in `algo.hp` that have a leading axis too are swept
+        along.
 
         **Arguments:**
 
@@ -110,13 +116,13 @@ class Trainer:
         - what a callback raises, after the other callbacks and the loggers were closed and a checkpoint was written; for a
             `FloatingPointError`, none is, so that the last good one stays the newest.
         - `Interrupted`, on Ctrl-C and SIGTERM, after the iterations under way and a checkpoint.
-        - `FileExistsError` where `folder` holds a run and `resume` isn't set; `FileNotFoundError` where there is none to resume;
-            `CheckpointMismatch` where it is of another algorithm or other hyperparameters; `CheckpointDamaged`.
-        - `OSError` if the first checkpoint can't be written. If a later one can't, that is a warning, and the next one is tried;
-            if the last one can't, `CheckpointNotWritten`, which holds the result.
+        - `FileExistsError` where `folder` holds a run and `resume` isn't set; `FileNotFoundError` where there is none to
+            resume; `CheckpointMismatch` where it is of another algorithm or other hyperparameters; `CheckpointDamaged`.
+        - `OSError` if the first checkpoint can't be written. If a later one can't, that is a warning, and the next one is
+            tried; if the last one can't, `CheckpointNotWritten`, which holds the result.
         """
         resumed = self._begin(algo, rng, train_state, skip_initial_evaluation, resume)
-        closing: list[Callable[[], None]] = []
+        closing: list[Callable[[], Any]] = []
         with Interrupts() as self._interrupts:
             try:
                 self._open(resumed, closing)
@@ -160,13 +166,15 @@ class Trainer:
         """Up to `end`, or a single iteration if a callback wants to see each."""
         algo, stacked = self._algo, self.num_seeds is not None
         stopped = self.stopped if self.stopped is not None and self.stopped.any() else None
-        before = None if stopped is None else _copy(self.state)
+        before = self.state if stopped is None else _copy(self.state)
+        seen: tuple = ()
         if self._is_heard("on_train_batch_start") or self._is_heard("on_train_batch_end"):
             num_iterations = 1
-            batch_idx = self.iteration - (end - int(self._algo.chunks[self.epoch]))
+            batch_idx = self.iteration - (end - int(algo.chunks[self.epoch]))
             self.state, batch = _collect((algo, jnp.int32(batch_idx), stacked), self.state)
             self._call("on_train_batch_start", batch, batch_idx)
             self.state, outputs = _learn((algo, jnp.int32(batch_idx), batch, stacked), self.state)
+            seen = (outputs, batch, batch_idx)
         else:
             num_iterations = end - self.iteration
             self.state, outputs = _iterate((algo, jnp.int32(num_iterations), stacked), self.state)
@@ -175,8 +183,8 @@ class Trainer:
         jax.block_until_ready(eqx.filter(self.state, eqx.is_array))
         self._pending.append((num_iterations, stopped, outputs))
         self.iteration += num_iterations
-        if self._is_heard("on_train_batch_start") or self._is_heard("on_train_batch_end"):
-            self._call("on_train_batch_end", outputs, batch, batch_idx)
+        if seen:
+            self._call("on_train_batch_end", *seen)
 
     def _evaluate(self) -> None:
         self._call("on_validation_epoch_start")
@@ -198,13 +206,14 @@ class Trainer:
     # What callbacks may ask for.
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Adds numbers, or `[seeds]` arrays of them, to what the loggers get next: after the evaluation that closes the epoch."""
+        """Adds numbers, or `[seeds]` arrays of them, to what the loggers get next: after the evaluation that closes the
+        epoch."""
         if self._live_loggers:
             self._row |= {k: plain(x) for k, x in values.items()}
 
     def request_stop(self, reason: str, members: Bool[np.ndarray | Array, " seeds"] | None = None) -> None:
-        """Ends the run after the iterations under way and an evaluation. With `members`, only these seeds: their state no longer
-        changes, and the run ends when all are stopped."""
+        """Ends the run after the iterations under way and an evaluation. With `members`, only these seeds: their state no
+        longer changes, and the run ends when all are stopped."""
         if members is not None:
             if self.stopped is None:
                 raise ValueError("members is for runs over several seeds; this run is of one agent, so leave it out")
@@ -213,8 +222,8 @@ class Trainer:
             self.stop_reason = self.stop_reason or reason
 
     def request_checkpoint(self, score: float | None = None) -> None:
-        """Writes a checkpoint when all callbacks have seen the evaluation under way, and also keeps it as the best if `score` is
-        higher than any before."""
+        """Writes a checkpoint when all callbacks have seen the evaluation under way, and also keeps it as the best if `score`
+        is higher than any before."""
         if self._checkpoints is None:
             raise ValueError("there is no folder to write a checkpoint to; pass Trainer(folder=...)")
         self._wanted = {"score": score}
@@ -271,13 +280,17 @@ class Trainer:
         there = self.folder is not None and bool(_files(self.folder))
         if there and not resume:
             raise FileExistsError(
-                errno.EEXIST, "this folder holds a run; pass fit(..., resume=True) to go on with it, or another folder", str(self.folder)
+                errno.EEXIST,
+                "this folder holds a run; pass fit(..., resume=True) to go on with it, or another folder",
+                str(self.folder),
             )
         if there:
             self._restore()
             return True
         if resume and rng is None and train_state is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no run to resume in this folder; pass rng to start one", str(self.folder))
+            raise FileNotFoundError(
+                errno.ENOENT, "there is no run to resume in this folder; pass rng to start one", str(self.folder)
+            )
         if (rng is None) == (train_state is None):
             raise ValueError("pass either rng, to start anew, or train_state, to go on from it")
         if train_state is None:
@@ -293,7 +306,7 @@ class Trainer:
         self._first_env_step = algo.env_steps(self.state)
         return False
 
-    def _open(self, resumed: bool, closing: list[Callable[[], None]]) -> None:
+    def _open(self, resumed: bool, closing: list[Callable[[], Any]]) -> None:
         for name, callback in zip(self._names, self.callbacks, strict=True):
             if overrides(callback, "setup"):
                 callback.setup(self, self._algo, self.state)
@@ -311,7 +324,7 @@ class Trainer:
             self._write()
         self._safe = self._checkpoints is not None
 
-    def _close(self, closing: list[Callable[[], None]]) -> None:
+    def _close(self, closing: list[Callable[[], Any]]) -> None:
         """All of them, whatever some of them raise."""
         under_way, failed = sys.exception(), None
         for close in closing:
@@ -333,8 +346,8 @@ class Trainer:
         if path is not None:
             how = f"Go on with Trainer(folder={str(self.folder)!r}, ...).fit(algo, resume=True)."
         else:
-            why = "there is no folder for checkpoints" if self.folder is None else f"no checkpoint could be written: {self._unwritten}"
-            how = f"The state is in this exception's `state`, and in the trainer's ({why})."
+            why = "there is no folder" if self.folder is None else repr(self._unwritten)
+            how = f"No checkpoint was written ({why}); the training state is in this exception's `state`, and in the trainer's."
         message = f"stopped by {signum.name} {self._where()}. {how}"
         raise Interrupted(message, signum=signum, state=self.state, checkpoint=path)
 
@@ -342,7 +355,8 @@ class Trainer:
         """What can be saved after an exception."""
         if isinstance(e, Interrupted) or not isinstance(e, Exception) or not self._safe:
             return
-        if isinstance(e, FloatingPointError) or any(x.is_deleted() for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array))):
+        gone = any(x.is_deleted() for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array)))
+        if gone or isinstance(e, FloatingPointError):
             e.add_note(f"{self._where()}; the newest checkpoint in {self.folder} is of before")
             return
         self._log_row()
@@ -367,8 +381,8 @@ class Trainer:
                 getattr(callback, hook)(self, self._algo, self.state, *args)
 
     def _fetch(self, more: PyTree = None) -> PyTree:
-        """Brings the metrics of the epoch to the host, and `more`, in one transfer; what seeds did after they were stopped doesn't
-        count."""
+        """Brings the metrics of the epoch to the host, and `more`, in one transfer; what seeds did after they were stopped
+        doesn't count."""
         pending, more = jax.device_get((self._pending, more))
         for num_iterations, stopped, metrics in pending:
             if stopped is not None:
@@ -393,8 +407,8 @@ class Trainer:
             if id(logger) not in self._failed_loggers:
                 self._failed_loggers.add(id(logger))
                 name = type(logger).__name__
-                warnings.warn(f"{name}.{method} failed {self._where()}: {e!r}. Training goes on; what {name} misses is lost, and "
-                              "it won't be mentioned again", stacklevel=3)
+                lost = f"Training goes on; what {name} misses is lost, and it won't be mentioned again"
+                warnings.warn(f"{name}.{method} failed {self._where()}: {e!r}. {lost}", stacklevel=3)
             return False
         return True
 
@@ -474,19 +488,20 @@ def _read(folder: Path, algo: AbstractOnPolicy, *, best: bool = False) -> tuple[
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointMismatch(f"the checkpoints in {folder} weren't written by a Trainer; read them with eqxrl.load") from e
     present = flat(hyperparameters(algo))
-    changed = [f"\n  {k}: the run has {stored.get(k)}, the algorithm {present.get(k)}" for k in sorted({*stored, *present})
-               if stored.get(k) != present.get(k)]
+    changed = [
+        f"\n  {k}: the run has {stored.get(k)}, the algorithm {present.get(k)}"
+        for k in sorted({*stored, *present})
+        if stored.get(k) != present.get(k)
+    ]
     if changed:
         raise CheckpointMismatch(
-            f"the run in {folder} isn't one of this algorithm:{''.join(changed)}\nPass the algorithm that it was started with. To "
-            "go on with other hyperparameters, pass the state that load_checkpoint returns as train_state, in a new folder"
+            f"the run in {folder} isn't one of this algorithm:{''.join(changed)}\nPass the algorithm that it was started with. "
+            "To go on with other hyperparameters, pass the state that load_checkpoint returns as train_state, in a new folder"
         )
     state = eqx.filter_eval_shape(_init, algo, keys if num_seeds is None else jax.random.split(keys, num_seeds))
     like = {"train_state": state, "evaluations": _room_for_evaluations(algo, state, skip_initial_evaluation)}
     tree, metadata = read(like)
-    evaluations = [
-        jax.tree.map(lambda x, i=i: x[i], tree["evaluations"]) for i in range(metadata["run"]["num_evaluations"])
-    ]
+    evaluations = [jax.tree.map(lambda x, i=i: x[i], tree["evaluations"]) for i in range(metadata["run"]["num_evaluations"])]
     return metadata, tree["train_state"], evaluations
 
 
@@ -519,8 +534,8 @@ def _num_seeds(keys: Key[Array, "..."], algo: AbstractOnPolicy) -> int | None:
     swept = {x.shape for x in jax.tree.leaves(getattr(algo, "hp", None)) if eqx.is_array(x) and x.ndim}
     if keys.ndim > 1 or (swept and swept != {keys.shape}):
         raise ValueError(
-            f"got keys of shape {list(keys.shape)} and hyperparameters of shape {[list(x) for x in swept] or '[]'}; pass one key, or "
-            "[seeds] of them, and hyperparameters that are scalars, or [seeds] as well"
+            f"got keys of shape {list(keys.shape)} and hyperparameters of shape {[list(x) for x in swept] or '[]'}; pass one "
+            "key, or [seeds] of them, and hyperparameters that are scalars, or [seeds] as well"
         )
     return keys.shape[0] if keys.ndim else None
 
@@ -528,7 +543,7 @@ def _num_seeds(keys: Key[Array, "..."], algo: AbstractOnPolicy) -> int | None:
 # The compiled programs. Those that take the training state in order to return it reuse its buffers.
 
 
-def _for_each(f: Callable, algo: AbstractOnPolicy, stacked: bool) -> Callable:
+def _for_each(f: Callable, algo: Any, stacked: bool) -> Callable:
     """`f(algo, *args)` as a function of `args`; for each seed, if they are stacked."""
     if not stacked:
         return lambda *args: f(algo, *args)

@@ -68,7 +68,10 @@ def assert_bitwise_equal(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"scalar observations", "float limit", "terminal time limit"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_reset_when_done_is_bit_for_bit_reset_every_step(case, key):
     env, params = CASES[case]()
     run = jax.jit(lambda strategy: rollout(strategy, env, params, key))
@@ -77,14 +80,14 @@ def test_reset_when_done_is_bit_for_bit_reset_every_step(case, key):
     assert_bitwise_equal(reference, lazy)
 
 
-def test_every_seed_of_a_vmap_is_the_run_of_that_seed(key):
+@pytest.mark.parametrize("strategy", [ResetWhenDone(), pytest.param(ResetFromPool(4), marks=pytest.mark.slow)], ids=repr)
+def test_every_seed_of_a_vmap_is_the_run_of_that_seed(strategy, key):
     env, params = CASES["cartpole"]()
     keys = jr.split(key, 3)
-    for strategy in (ResetWhenDone(), ResetFromPool(4)):
-        run = jax.jit(jax.vmap(lambda key: rollout(strategy, env, params, key, 60)[1]))(keys)
-        alone = jax.jit(lambda key: rollout(strategy, env, params, key, 60)[1])(keys[1])
-        assert alone.done.any()
-        assert_bitwise_equal(jax.tree.map(lambda x: x[1], run), alone)
+    run = jax.jit(jax.vmap(lambda key: rollout(strategy, env, params, key, 60)[1]))(keys)
+    alone = jax.jit(lambda key: rollout(strategy, env, params, key, 60)[1])(keys[1])
+    assert alone.done.any()
+    assert_bitwise_equal(jax.tree.map(lambda x: x[1], run), alone)
 
 
 def test_parameters_may_be_swept(key):

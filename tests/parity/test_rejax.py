@@ -33,9 +33,9 @@ from eqxrl.envs import TimeLimitIsTerminal
 NUM_ENVS, NUM_STEPS, NUM_EPOCHS, NUM_MINIBATCHES = 6, 20, 3, 4
 HIDDEN_SIZES = (16, 8)
 # In 20 steps there are ends of both kinds in CartPole; Pendulum has time limits only.
-MAX_STEPS = {"CartPole-v1": 13, "Pendulum-v1": 11}
+MAX_STEPS = {"CartPole-v1": 16, "Pendulum-v1": 11}
 GAMMA, GAE_LAMBDA, CLIP_EPS, VF_COEF, ENT_COEF = 0.97, 0.9, 0.05, 0.6, 0.02
-LEARNING_RATE, CLIP_GRAD, REWARD_DISCOUNT = 5e-3, 0.05, 0.95
+LEARNING_RATE, CLIP_GRAD, REWARD_DISCOUNT = 5e-3, 0.2, 0.95
 
 # Nearly all the time of these tests goes into compiling programs that run for a millisecond: three quarters of it is spared.
 quick_jit = functools.partial(
@@ -171,7 +171,7 @@ def assert_close(got, want, tolerance, what):
     got, want = jax.tree.leaves(got), jax.tree.leaves(want)
     assert len(got) == len(want), what
     for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance, err_msg=what)
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance, equal_nan=False, err_msg=what)
 
 
 @each_normalization
@@ -230,8 +230,8 @@ def test_from_rollout_to_gradient(env_id, normalize):
 @each_env
 def test_parameters_after_iterations(env_id, normalize):
     """After one whole iteration and after four, to 1e-8, in float64: Adam divides a gradient by its own size, so where one is
-    all but 0 its rounding error moves the parameter as far as a true gradient would, and in float32 such parameters drift
-    apart.
+    all but 0 its rounding error moves the parameter as far as a true gradient would. In float32 parameters come to differ by
+    up to 2e-5 that way (CartPole, normalised), in float64 by some 1e-14.
 
     - eqxrl clips gradients by their global norm and has a larger epsilon in Adam: another optimiser is passed.
     - eqxrl shuffles without a sort: another permutation is passed.

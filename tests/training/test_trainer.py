@@ -1,0 +1,316 @@
+import dataclasses
+import traceback
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import same, tiny
+
+from eqxrl.training import Callback, Trainer, get_error_from_metrics
+from eqxrl.training import _trainer as trainer_module
+
+HOOKS = [name for name, x in vars(Callback).items() if callable(x) and not name.startswith("_")]
+
+
+def recording(*hooks):
+    """A callback that appends each call of `hooks` to its list `calls`: the hook's name and what it got after the state."""
+
+    def hook(name):
+        def f(self, trainer, algo, state, *args):
+            self.calls.append((name, trainer.iteration, args))
+
+        return f
+
+    callback = type("Recording", (Callback,), {name: hook(name) for name in hooks})()
+    callback.calls = []
+    return callback
+
+
+def names(callback):
+    return [name for name, _, _ in callback.calls]
+
+
+def train(algo, keys):
+    return eqx.filter_vmap(algo.train)(keys) if keys.ndim else algo.train(keys)
+
+
+def member(tree, i):
+    return jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, tree)
+
+
+@pytest.fixture(scope="module", params=["one", "three"])
+def keys(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def expected(algo, keys):
+    return train(algo, keys)
+
+
+def test_fit_is_train(algo, keys, expected):
+    state, metrics = Trainer().fit(algo, keys)
+    same(state, expected[0])
+    same(metrics, expected[1])
+    assert metrics.cumulative_reward.shape == (*keys.shape, 5, 2)
+    assert jax.tree.structure(state) == jax.tree.structure(expected[0])
+
+
+def test_fit_with_every_hook_and_batches_is_train(algo, keys, expected):
+    callback = recording(*HOOKS)
+    state, metrics = Trainer([callback]).fit(algo, keys)
+    same(state, expected[0])
+    same(metrics, expected[1])
+
+
+def test_fit_skips_the_initial_evaluation(algo, keys, expected):
+    state, metrics = Trainer().fit(algo, keys, skip_initial_evaluation=True)
+    same(state, expected[0])
+    same(metrics, jax.tree.map(lambda x: x[..., 1:, :], expected[1]))
+
+
+def test_fit_goes_on_from_a_state_and_leaves_it_usable(algo, keys, expected):
+    again = algo.train if keys.ndim == 0 else lambda train_state: eqx.filter_vmap(lambda ts: algo.train(train_state=ts))(train_state)
+    trainer = Trainer()
+    state, metrics = trainer.fit(algo, train_state=expected[0])
+    wanted = again(train_state=expected[0])  # fails if its buffers were taken
+    same(state, wanted[0])
+    same(metrics, wanted[1])
+    assert trainer.env_steps == algo.env_steps(state) == 2 * 24 * 7
+
+
+def test_hyperparameters_are_swept_along(algo, three):
+    rates = jnp.array([1e-4, 1e-3, 1e-2])
+    swept = eqx.tree_at(lambda a: a.hp.learning_rate, algo, rates)
+    state, metrics = Trainer().fit(swept, three)
+    axes = jax.tree.map(lambda _: None, algo)
+    axes = eqx.tree_at(lambda a: a.hp.learning_rate, axes, 0, is_leaf=lambda x: x is None)
+    wanted = eqx.filter_vmap(lambda a, k: a.train(k), in_axes=(axes, 0))(swept, three)
+    same(state, wanted[0])
+    same(metrics, wanted[1])
+    with pytest.raises(ValueError, match=r"keys of shape \[2\] and hyperparameters of shape \[\[3\]\]"):
+        Trainer().fit(swept, three[:2])
+
+
+def test_one_compilation_whatever_the_chunks(algo, one):
+    count = lambda: trainer_module._iterate._cached._cache_size()  # noqa: E731
+    Trainer().fit(algo, one)
+    before = count()
+    Trainer().fit(algo, one)
+    state, _ = Trainer().fit(algo, jax.random.key(5))
+    Trainer().fit(algo, train_state=state)
+    assert count() == before
+
+
+def test_it_takes_a_key_or_a_state(algo, one):
+    with pytest.raises(ValueError, match="pass either rng"):
+        Trainer().fit(algo)
+    with pytest.raises(ValueError, match=r"keys of shape \[2, 3\]"):
+        Trainer().fit(algo, jax.random.split(one, (2, 3)))
+
+
+def test_the_order_of_the_hooks(algo, one):
+    callback = recording(*HOOKS)
+    assert len(HOOKS) == 12
+    Trainer([callback]).fit(algo, one)
+    validation = ["on_validation_epoch_start", "on_validation_epoch_end"]
+    batch = ["on_train_batch_start", "on_train_batch_end"]
+    epochs = [["on_train_epoch_start", *batch * n, "on_train_epoch_end", *validation] for n in (2, 2, 2, 1)]
+    assert names(callback) == ["setup", "on_fit_start", *validation, "on_train_start", *sum(epochs, [])] + [
+        "on_train_end",
+        "on_fit_end",
+        "teardown",
+    ]
+
+
+def test_what_the_hooks_get(algo, keys):
+    callback = recording("on_train_epoch_end", "on_train_batch_start", "on_train_batch_end", "on_validation_epoch_end")
+    _, metrics = Trainer([callback]).fit(algo, keys)
+    got = {name: [(i, args) for n, i, args in callback.calls if n == name] for name in set(names(callback))}
+    for i, (batch, batch_idx) in [(i, args) for i, args in got["on_train_batch_start"]]:
+        assert batch_idx == i % 2
+        assert batch.trajectories.reward.shape == (*keys.shape, 8, 3)
+        np.asarray(batch.last_obs)  # not given away with the state
+    for (i, (outputs, batch, batch_idx)), (_, (same_batch, _)) in zip(
+        got["on_train_batch_end"], got["on_train_batch_start"], strict=True
+    ):
+        assert batch_idx == (i - 1) % 2 and batch is same_batch
+        assert outputs.entropy.shape == keys.shape
+    for k, (_, (evaluation,)) in enumerate(got["on_validation_epoch_end"]):
+        np.testing.assert_array_equal(evaluation.cumulative_reward, metrics.cumulative_reward[..., k, :])
+    # An epoch's metrics are means over its iterations, those of episodes over the episodes.
+    iterations = [args[0] for _, args in got["on_train_batch_end"]]
+    for k, (_, (outputs,)) in enumerate(got["on_train_epoch_end"]):
+        lot = iterations[2 * k : 2 * k + 2]
+        counts = np.array([x.num_episodes for x in lot])
+        np.testing.assert_allclose(outputs.entropy, np.mean([x.entropy for x in lot], 0), rtol=1e-6)
+        np.testing.assert_allclose(outputs.num_episodes, counts.sum(0))
+        returns = np.sum([x.episode_return for x in lot] * counts, 0) / np.maximum(counts.sum(0), 1)
+        np.testing.assert_allclose(outputs.episode_return, returns, rtol=1e-6)
+
+
+def test_an_epochs_metrics_are_those_of_iterations(algo, one):
+    callback = recording("on_train_epoch_end")
+    Trainer([callback]).fit(algo, one)
+    state, metrics = eqx.filter_jit(algo.init_train_state)(one), None
+    for (_, _, (outputs,)), n in zip(callback.calls, algo.chunks, strict=True):
+        state, metrics = eqx.filter_jit(lambda algo, ts, n: algo.iterations(ts, n))(algo, state, jnp.int32(n))
+        for f in dataclasses.fields(metrics):
+            np.testing.assert_array_equal(getattr(outputs, f.name), getattr(metrics, f.name))
+
+
+def test_a_hook_that_is_not_overridden_costs_nothing(algo, one, monkeypatch):
+    fetched, chunks = [], []
+    monkeypatch.setattr(trainer_module.jax, "device_get", lambda x, get=jax.device_get: fetched.append(x) or get(x))
+    iterate = trainer_module._iterate
+    monkeypatch.setattr(trainer_module, "_iterate", lambda kept, state: chunks.append(int(kept[1])) or iterate(kept, state))
+
+    def cost(*hooks):
+        fetched.clear(), chunks.clear()
+        Trainer([recording(*hooks)]).fit(algo, one)
+        return len(fetched), chunks.copy()
+
+    at_rest, whole = cost()
+    assert whole == [2, 2, 2, 1]
+    assert cost("on_train_epoch_start", "on_validation_epoch_start", "setup", "on_fit_end") == (at_rest, whole)
+    assert cost("on_validation_epoch_end") == (at_rest + 5, whole)
+    assert cost("on_train_epoch_end") == (at_rest + 4, whole)
+    assert cost("on_train_batch_end") == (at_rest, [])
+
+
+def test_a_callback_stops_the_run_after_the_iterations_under_way_and_an_evaluation(algo, keys, expected):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, algo, state, outputs, batch, batch_idx):
+            if trainer.iteration == 3:
+                trainer.request_stop("enough")
+
+    trainer = Trainer([Stop()])
+    state, metrics = trainer.fit(algo, keys)
+    assert (trainer.iteration, trainer.stop_reason) == (3, "enough")
+    assert metrics.cumulative_reward.shape[-2] == 3  # before, after two iterations, after three
+    same(metrics.cumulative_reward[..., :2, :], expected[1].cumulative_reward[..., :2, :])
+    last = algo.eval_callback(state) if keys.ndim == 0 else eqx.filter_vmap(algo.eval_callback)(state)
+    same(metrics.cumulative_reward[..., -1, :], last.cumulative_reward)
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_start", "on_validation_epoch_end"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_callback_stops_the_run_before_it_starts(algo, one, hook, skip):
+    stop = type("Stop", (Callback,), {hook: lambda self, trainer, *_: trainer.request_stop("no")})()
+    heard = recording("on_train_epoch_end")
+    trainer = Trainer([stop, heard])
+    _, metrics = trainer.fit(algo, one, skip_initial_evaluation=skip)
+    assert trainer.iteration == (2 if hook == "on_validation_epoch_end" and skip else 0)
+    assert metrics.cumulative_reward.shape == (1, 2)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_stopped_seed_is_frozen_and_the_others_go_on(algo, three, batches):
+    class Freeze(Callback):
+        def on_validation_epoch_end(self, trainer, algo, state, metrics):
+            if trainer.iteration == 2:
+                trainer.request_stop("seed 1", members=np.array([False, True, False]))
+                self.then = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, state)
+
+    freeze, heard = Freeze(), recording("on_train_epoch_end", *["on_train_batch_end"] * batches)
+    trainer = Trainer([freeze, heard])
+    state, metrics = trainer.fit(algo, three)
+    whole, evaluations = train(algo, three)
+    same(member(state, 1), member(freeze.then, 1))
+    for i in (0, 2):
+        same(member(state, i), member(whole, i))
+        same(member(metrics, i), member(evaluations, i))
+    same(metrics.cumulative_reward[1, 2:], jnp.repeat(metrics.cumulative_reward[1, 1][None], 3, 0))
+    assert trainer.stopped.tolist() == [False, True, False] and trainer.stop_reason is None
+    outputs = [args[0] for name, _, args in heard.calls if name == "on_train_epoch_end"]
+    assert [np.isnan(x.entropy).tolist() for x in outputs] == [[False] * 3] + [[False, True, False]] * 3
+
+
+def test_the_run_ends_when_all_seeds_are_stopped(algo, three):
+    class Freeze(Callback):
+        def on_validation_epoch_end(self, trainer, algo, state, metrics):
+            trainer.request_stop("one by one", members=np.arange(3) < trainer.epoch)
+
+    trainer = Trainer([Freeze()])
+    _, metrics = trainer.fit(algo, three)
+    assert (trainer.iteration, trainer.epoch, trainer.stop_reason) == (6, 3, "one by one")
+    assert metrics.cumulative_reward.shape == (3, 4, 2)
+
+
+def test_members_are_for_several_seeds(algo, one):
+    stop = type("Stop", (Callback,), {"on_fit_start": lambda self, t, *_: t.request_stop("", members=np.array([True]))})()
+    with pytest.raises(ValueError, match="members is for runs over several seeds"):
+        Trainer([stop]).fit(algo, one)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_exception_in_a_callback(algo, one, hook):
+    class Wrong(Exception):
+        pass
+
+    def raises(self, *args):
+        raise Wrong("of my own")
+
+    wrong = type("Bad", (Callback,), {hook: raises})()
+    before, after = recording("setup", "teardown"), recording("setup", "teardown")
+    trainer = Trainer([before, wrong, after])
+    with pytest.raises(Wrong, match="of my own") as caught:
+        trainer.fit(algo, one)
+    frames = traceback.extract_tb(caught.tb)
+    assert frames[-1].name == "raises" and frames[-1].filename == __file__
+    assert names(before) == ["setup", "teardown"]
+    assert names(after) == ([] if hook == "setup" else ["setup", "teardown"])
+    algo.eval_callback(trainer.state)  # is still there
+
+
+def test_a_teardown_that_fails_after_a_failure_is_mentioned(algo, one):
+    def raises(self, *args):
+        raise RuntimeError("no")
+
+    wrong = type("Bad", (Callback,), {"on_fit_start": raises, "teardown": raises})()
+    with pytest.raises(RuntimeError), pytest.warns(UserWarning, match="teardown failed as well"):
+        Trainer([wrong]).fit(algo, one)
+
+
+def test_the_state_is_a_view_on_the_run(algo, one):
+    seen = []
+
+    class Look(Callback):
+        def on_validation_epoch_end(self, trainer, algo, state, metrics):
+            assert state is trainer.state
+            seen.append((trainer.iteration, trainer.epoch, trainer.env_steps, algo.env_steps(state), len(trainer.evaluations)))
+
+    trainer = Trainer([Look()])
+    trainer.fit(algo, one)
+    assert seen == [(i, k, 24 * i, 24 * i, k + 1) for k, i in enumerate((0, 2, 4, 6, 7))]
+    assert (trainer.num_iterations, trainer.num_epochs, trainer.num_seeds) == (7, 4, None)
+
+
+def test_get_error_from_metrics(algo, keys, expected):
+    name, error = get_error_from_metrics(expected[1])
+    assert name == "mean_cumulative_reward"
+    np.testing.assert_allclose(error, -np.mean(expected[1].cumulative_reward[..., -1, :]))
+    nan = eqx.tree_at(lambda m: m.cumulative_reward, expected[1], expected[1].cumulative_reward * np.nan)
+    assert get_error_from_metrics(nan)[1] == np.inf
+    with pytest.raises(ValueError, match=r"must be \[evals episodes\]"):
+        get_error_from_metrics(member(expected[1], 0) if keys.ndim == 0 else member(member(expected[1], 0), 0))
+
+
+@pytest.mark.parametrize("seeds", [None, pytest.param(3, marks=pytest.mark.slow)])
+def test_fit_is_train_with_everything_normalised(seeds, one):
+    algo = tiny("Pendulum-v1", normalize_observations=True, normalize_rewards=True, total_timesteps=24 * 5, eval_freq=48)
+    keys = one if seeds is None else jax.random.split(one, seeds)
+    wanted = train(algo, keys)
+    for callbacks in ([], [recording("on_train_batch_end")]):
+        state, metrics = Trainer(callbacks).fit(algo, keys)
+        same(state, wanted[0])
+        same(metrics, wanted[1])
+
+
+def test_it_warns_of_nothing(algo, one):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Trainer().fit(algo, one)
