@@ -23,6 +23,7 @@ from eqxrl import (
     PPOLoss,
     RolloutCollector,
 )
+from eqxrl._structs import LearnerMetrics
 from eqxrl.advantages import next_values
 from eqxrl.envs import AbstractReset, ResetEveryStep, to_env_action
 from eqxrl.learners import LearnerState, swap_or_not
@@ -256,13 +257,13 @@ class TrainsStatistics(AbstractLearner):
         return LearnerState(opt_state=(), num_updates=jnp.zeros((), jnp.int32))
 
     def __call__(self, agent, state, rollout, key):
-        batch = flatten(rollout)
+        params, static = eqx.partition(agent, eqx.is_inexact_array)
         for _ in range(2):
-            trained, state, metrics = gradient_update(self.loss, optax.sgd(1e-2), agent, state, batch)
-            gradient = eqx.filter_grad(lambda a: self.loss(a, batch)[0])(agent)
-            moved = jax.tree.map(lambda x: x if x is None else -1e-2 * x, gradient, is_leaf=lambda x: x is None)
-            agent, _ = eqx.apply_updates(agent, moved), trained
-        return agent, state, metrics
+            value = jax.grad(lambda p: self.loss(eqx.combine(p, static), flatten(rollout)), has_aux=True)
+            gradient, metrics = value(params)
+            params = jax.tree.map(lambda p, g: p - 1e-2 * g, params, gradient)
+        state = dataclasses.replace(state, num_updates=state.num_updates + 2)
+        return eqx.combine(params, static), state, LearnerMetrics(metrics, optax.global_norm(gradient))
 
 
 def _twice(keys, epoch, n):
@@ -364,6 +365,11 @@ def _interleaves(env, env_params, agent, states, rollout):
     return states[1], dataclasses.replace(rollout, trajectories=jax.tree.map(interleaved, rollout.trajectories))
 
 
+def _transposes(env, env_params, agent, states, rollout):
+    swapped = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollout.trajectories)
+    return states[1], eqx.tree_at(lambda r: r.trajectories, rollout, swapped)
+
+
 def _counts_all(env, env_params, agent, states, rollout):
     episodes = dataclasses.replace(rollout.episodes, total_length=rollout.episodes.total_length + 1)
     return states[1], dataclasses.replace(rollout, episodes=episodes)
@@ -435,14 +441,14 @@ COLLECTORS = {
         terminated=lambda t, *_: jnp.roll(t.terminated, 1, axis=0), truncated=lambda t, *_: jnp.roll(t.truncated, 1, axis=0)
     ),
     "interleaves time": Collector(_interleaves),
-    "[envs steps]": of_rollout(reward=lambda t, *_: t.reward.T),
+    "[envs steps]": Collector(_transposes),
     "gives actions unclipped": NoClip(),
     "collects the same again": of_state(rng=lambda old, new: jax.random.clone(old.rng)),
     "counts no rollouts": of_state(global_step=lambda old, new: old.global_step),
     "starts over": of_state(last_obs=lambda old, new: old.last_obs),
     "miscounts lengths": Collector(_counts_all),
     "weakly typed": Collector(
-        lambda env, p, agent, states, r: (states[1], r), lambda s: dataclasses.replace(s, episode_return=0.0 * jnp.asarray([1.0] * 4))
+        lambda env, p, agent, states, r: (states[1], r), lambda s: dataclasses.replace(s, episode_return=jnp.broadcast_to(jnp.asarray(0.0), (4,)))
     ),
     "environments alike": Collector(lambda env, p, agent, states, r: (states[1], r), reset=SameSeeds()),
     "NaN": of_rollout(reward=lambda t, *_: t.reward + jnp.log(-1.0)),

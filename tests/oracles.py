@@ -1,5 +1,5 @@
-"""What the package is held to, written out in NumPy and float64: loops and sums rather than scans, and derivatives by hand. Nothing
-here imports the package."""
+"""What the package is held to, written out in NumPy and float64: loops and sums rather than scans, and derivatives by hand.
+Nothing here imports the package."""
 
 import math
 

@@ -158,6 +158,8 @@ class PPO(AbstractOnPolicy[TEnvState, TEnvParams], Generic[TEnvState, TEnvParams
         for name, part in given.items():
             if part is not None and not isinstance(part, _PART_TYPES[name]):
                 raise TypeError(f"{name} must be an {_PART_TYPES[name].__name__}, got {_name(part)}")
+        if hp is not None and not isinstance(hp, PPOHParams):
+            raise TypeError(f"hp must be PPOHParams, got {_name(hp)}")
         if actor_critic is not None and not callable(actor_critic):
             raise TypeError(f"actor_critic must be an AbstractActorCritic or make one, got {_name(actor_critic)}")
         if env_id is not None:

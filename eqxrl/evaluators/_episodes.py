@@ -29,7 +29,7 @@ class EpisodeEvaluator(AbstractEvaluator):
         limit = self.max_steps if self.max_steps is not None else episode_limit(env_params, env)
         if limit is None:
             raise ValueError(
-                f"{env.name} has no episode limit, so an evaluation might never end; "
+                f"{type(env).__name__} has no episode limit, so an evaluation might never end; "
                 "pass evaluator=EpisodeEvaluator(num_episodes=..., max_steps=...)"
             )
         action_space = env.action_space(env_params)

@@ -49,7 +49,10 @@ def check_actor_critic(agent: AbstractActorCritic, obs: PyTree, action_space: An
     **Raises:** `TypeError` or `ValueError`, which say what came and what was expected.
     """
     name = type(agent).__name__
-    distribution, value, carry = eqx.filter_eval_shape(lambda a, o: a(o, a.initial_carry()), agent, obs)
+    try:
+        distribution, value, carry = eqx.filter_eval_shape(lambda a, o: a(o, a.initial_carry()), agent, obs)
+    except Exception as error:
+        raise TypeError(f"{name} does not take the environment's observation, {describe(obs)}: {error}") from error
     if not isinstance(distribution, AbstractDistribution):
         raise TypeError(f"{name} returned {describe(distribution)} as its distribution; return an AbstractDistribution")
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):

@@ -62,15 +62,15 @@ def collector_laws(collector: AbstractCollector, env: Any, env_params: Any, agen
         for _ in range(2):
             state, rollout, again = call(agent, states[-1])
             states.append(state)
-            rollouts.append(jax.device_get(rollout))
-            replayed.append(jax.device_get(again))
+            rollouts.append(rollout)
+            replayed.append(again)
         return states, rollouts, replayed
 
     @functools.cache
     def glass():
         if is_recurrent(agent):
             raise NotApplicable("the policy has a hidden state")
-        return jax.device_get(jax.jit(lambda key: through_glass(collector, env, env_params, agent, key))(keys[0]))
+        return jax.jit(lambda key: through_glass(collector, env, env_params, agent, key))(keys[0])
 
     def shapes() -> str:
         def traced(key: Any) -> Any:
@@ -86,36 +86,6 @@ def collector_laws(collector: AbstractCollector, env: Any, env_params: Any, agen
     def finite() -> str:
         states, rollouts, _ = run()
         return laws.finite(**{"the state": states[-1], "the rollouts": rollouts})
-
-    def goes_on() -> str:
-        states, rollouts, _ = run()
-        for state, rollout in zip(states[1:], rollouts):
-            last = {"obs": (rollout.last_obs, state.last_obs), "done": (rollout.last_done, state.last_done)}
-            last["the last step's done"] = (rollout.last_done, rollout.trajectories.done[-1])
-            for name, (a, b) in last.items():
-                assert laws.same(a, b), f"the rollout's last {name} isn't the state's, or not the last step's"
-        opens = jax.tree.map(lambda x: x[0], rollouts[1].trajectories.obs)
-        assert laws.same(opens, rollouts[0].last_obs), "a rollout doesn't open with the last observation of the one before"
-        counted = [int(state.global_step) for state in states]
-        assert counted == [0, 1, 2], f"global_step goes {counted}; it counts rollouts"
-        return "two rollouts in a row"
-
-    def counts() -> str:
-        states, rollouts, _ = run()
-        running = np.zeros(sizes["envs"], int)
-        for state, rollout in zip(states[1:], rollouts):
-            ended, lengths = 0, 0
-            for done in np.asarray(rollout.trajectories.done):
-                running += 1
-                ended, lengths = ended + done.sum(), lengths + running[done].sum()
-                running[done] = 0
-            laws.close(
-                (rollout.episodes.count, rollout.episodes.total_length), (float(ended), float(lengths)), "episodes (count, length)"
-            )
-            laws.close(state.episode_length, running, "the state's episode_length")
-            if hasattr(env, "ends_at"):  # the probe: each step is paid 1
-                laws.close(rollout.episodes.total_return, float(lengths), "the return of the episodes, in the environment's units,")
-        return f"{ended} episodes in the last rollout"
 
     def keys_once() -> str:
         def twice(key: Any) -> Any:
@@ -158,8 +128,12 @@ def collector_laws(collector: AbstractCollector, env: Any, env_params: Any, agen
             lambda: laws.final_values(glass()),
             "value the final observation, not that after the reset, where truncated and not terminated",
         ),
-        Law("rollouts go on", goes_on, "what of the state is returned"),
-        Law("episodes are counted", counts, "EpisodeStats, and the state's episode_return and episode_length"),
+        Law("rollouts go on", lambda: laws.rollouts_go_on(*run()[:2]), "what of the state is returned"),
+        Law(
+            "episodes are counted",
+            lambda: laws.episodes_are_counted(*run()[:2], paid_one=hasattr(env, "ends_at")),  # the probe pays 1
+            "EpisodeStats, and the state's episode_return and episode_length",
+        ),
         Law("keys used once", keys_once, "split a key before each use, and once for each environment"),
         *transforms(collect, *members),
     ]
@@ -198,7 +172,7 @@ def reset_laws(reset: AbstractReset) -> list[Law]:
 
     @functools.cache
     def ran():
-        return jax.device_get(eqx.filter_jit(run)(reset, keys[0]))
+        return eqx.filter_jit(run)(reset, keys[0])
 
     def shapes() -> str:
         def traced(key: Any) -> Any:

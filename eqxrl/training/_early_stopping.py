@@ -12,7 +12,7 @@ class EarlyStopping(Callback):
     `min_delta` for `patience` evaluations in a row; whichever comes first. Of several seeds each is judged by itself: one that
     stops is frozen, and the run ends with the last one."""
 
-    def __init__(self, threshold: float | None = None, patience: int | None = None, min_delta: float = 0.0):
+    def __init__(self, threshold: float | int | None = None, patience: int | None = None, min_delta: float | int = 0.0):
         if threshold is None and patience is None:
             raise ValueError("EarlyStopping() would never stop; pass a threshold, a patience, or both")
         if patience is not None and patience < 1:

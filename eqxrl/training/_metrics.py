@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl._typing import describe
@@ -84,6 +85,11 @@ def hyperparameters(algo: Any) -> dict[str, Any]:
         if isinstance(x, dict):
             x.pop("type", None)
     return {"algorithm": type(algo).__name__, "env": algo.env.name, **settings}
+
+
+def swept_axes(tree: PyTree) -> PyTree[int | None]:
+    """For `vmap`: which leaves, of a tree of scalars, have a leading axis of seeds."""
+    return jax.tree.map(lambda x: 0 if eqx.is_array(x) and x.ndim else None, tree)
 
 
 def plain(x: Any) -> Any:

@@ -31,6 +31,7 @@ from eqxrl.training._metrics import (
     plain,
     summarize_evaluation,
     summarize_training,
+    swept_axes,
 )
 
 
@@ -151,16 +152,18 @@ class Trainer:
         self._call("on_train_end")
 
     def _train_epoch(self) -> None:
-        self._call("on_train_epoch_start")
         end = int(np.cumsum(self._algo.chunks)[self.epoch])
+        if self.iteration < end:
+            self._call("on_train_epoch_start")
         while self.iteration < end and self.stop_reason is None:
             self._leave_if_interrupted()
             self._train(end)
         self._leave_if_interrupted()
-        if self._is_heard("on_train_epoch_end"):
+        if self._is_heard("on_train_epoch_end") and self._ended_at != self.iteration:
             self._fetch()
             if self._sums:  # none where the run was stopped at once
                 self._call("on_train_epoch_end", mean_metrics(self._sums))
+        self._ended_at = self.iteration
 
     def _train(self, end: int) -> None:
         """Up to `end`, or a single iteration if a callback wants to see each."""
@@ -262,7 +265,8 @@ class Trainer:
         """Everything that makes up where a run stands. Whether it was resumed."""
         self._algo = algo
         self._config = hyperparameters(algo)
-        self.iteration, self.stop_reason, self._evaluated_at = 0, None, -1
+        self.iteration, self.stop_reason = 0, None
+        self._ended_at, self._evaluated_at = -1, -1  # iterations after which an epoch ended, and the state was evaluated
         self.evaluations: list[EvalMetrics] = []
         self._pending: list[tuple[int, Bool[np.ndarray, " seeds"] | None, TrainStepMetrics]] = []  # not yet fetched
         self._sums: Sums = {}
@@ -433,6 +437,7 @@ class Trainer:
                 "num_evaluations": len(self.evaluations),
                 "stopped": None if self.stopped is None else self.stopped.tolist(),
                 "stop_reason": self.stop_reason,
+                "ended_at": self._ended_at,
                 "evaluated_at": self._evaluated_at,
                 "last_row": self._last_row,
                 "sums": jax.tree.map(lambda x: x.tolist(), self._sums),
@@ -456,7 +461,8 @@ class Trainer:
         run = metadata["run"]
         self.iteration = metadata["iteration"]
         self.num_seeds, self.stopped = run["num_seeds"], None if run["stopped"] is None else np.array(run["stopped"], bool)
-        self.stop_reason, self._evaluated_at, self._last_row = run["stop_reason"], run["evaluated_at"], run["last_row"]
+        self.stop_reason, self._last_row = run["stop_reason"], run["last_row"]
+        self._ended_at, self._evaluated_at = run["ended_at"], run["evaluated_at"]
         self._skip_initial_evaluation, self._first_env_step = run["skip_initial_evaluation"], run["first_env_step"]
         self._sums = jax.tree.map(lambda x: np.asarray(x, np.float64), run["sums"], is_leaf=lambda x: isinstance(x, list))
         self._callback_states = {name: decode_state(x) for name, x in metadata["callbacks"].items()}
@@ -549,8 +555,7 @@ def _for_each(f: Callable, algo: Any, stacked: bool) -> Callable:
         return lambda *args: f(algo, *args)
     axes = jax.tree.map(lambda _: None, algo)
     if hasattr(algo, "hp"):
-        swept = jax.tree.map(lambda x: 0 if eqx.is_array(x) and x.ndim else None, algo.hp)
-        axes = eqx.tree_at(lambda algo: algo.hp, axes, swept, is_leaf=lambda x: x is None)
+        axes = eqx.tree_at(lambda algo: algo.hp, axes, swept_axes(algo.hp), is_leaf=lambda x: x is None)
     return lambda *args: eqx.filter_vmap(f, in_axes=(axes, *[eqx.if_array(0)] * len(args)))(algo, *args)
 
 

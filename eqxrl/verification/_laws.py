@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eqxrl._structs import Trajectory, TrajectoryWithLastObs
+from eqxrl._structs import Trajectory, TrajectoryCollectionState, TrajectoryWithLastObs
 from eqxrl._typing import describe
 from eqxrl.advantages import GAE
 from eqxrl.envs import is_discrete
@@ -153,6 +153,42 @@ def _scale(t: Trajectory) -> float:
     return scale if scale else 1.0
 
 
+def rollouts_go_on(states: Sequence[TrajectoryCollectionState], rollouts: Sequence[TrajectoryWithLastObs]) -> str:
+    """Each rollout opens where the one before it stopped. `states`: before the first, between and after the last."""
+    for state, rollout in zip(states[1:], rollouts):
+        last = {"obs": (rollout.last_obs, state.last_obs), "done": (rollout.last_done, state.last_done)}
+        last["the last step's done"] = (rollout.last_done, rollout.trajectories.done[-1])
+        for name, (a, b) in last.items():
+            assert same(a, b), f"the rollout's last {name} isn't the state's, or not the last step's"
+    for before, after in zip(rollouts[:-1], rollouts[1:]):
+        opens = jax.tree.map(lambda x: x[0], after.trajectories.obs)
+        assert same(opens, before.last_obs), "a rollout doesn't open with the last observation of the one before"
+    counted = [int(state.global_step) for state in states]
+    assert counted == list(range(len(states))), f"global_step goes {counted}; it counts rollouts"
+    return f"{len(rollouts)} rollouts in a row"
+
+
+def episodes_are_counted(
+    states: Sequence[TrajectoryCollectionState], rollouts: Sequence[TrajectoryWithLastObs], paid_one: bool = False
+) -> str:
+    """How many episodes ended, and how long they were. `paid_one`: each step's reward is 1, so that returns are lengths."""
+    running = np.asarray(states[0].episode_length).copy()
+    total = 0
+    for state, rollout in zip(states[1:], rollouts):
+        ended, lengths = 0, 0
+        for done in np.asarray(rollout.trajectories.done):
+            running += 1
+            ended, lengths = ended + done.sum(), lengths + running[done].sum()
+            running[done] = 0
+        got = rollout.episodes
+        close((got.count, got.total_length), (float(ended), float(lengths)), "the rollout's episodes (count, length)")
+        close(state.episode_length, running, "the state's episode_length")
+        if paid_one:
+            close(got.total_return, float(lengths), "the return of the episodes, in the environment's own units,")
+        total += int(ended)
+    return f"{total} episodes"
+
+
 def actions_unclipped(rollouts: Sequence[TrajectoryWithLastObs], action_space: Any) -> str:
     """`action_space`: the one that the environment was given, too narrow for actions as they were drawn."""
     if is_discrete(action_space):
@@ -170,12 +206,15 @@ def actions_unclipped(rollouts: Sequence[TrajectoryWithLastObs], action_space: A
 
 
 def scrambled(rollout: TrajectoryWithLastObs, seed: int) -> tuple[TrajectoryWithLastObs, jax.Array]:
-    """The rollout with random rewards, values and ends, and a random last value. Ends are frequent, of every kind, and in the
-    first environment there are none."""
+    """The rollout with random rewards, values and ends, and a random last value. Ends are frequent, of every kind in turn, and in
+    the first environment there are none."""
     rng = np.random.default_rng(seed)
     shape = rollout.trajectories.reward.shape
-    terminated, truncated = rng.random((2, *shape)) < 0.2
-    terminated[:, 0] = truncated[:, 0] = False
+    done = rng.random(shape) < 0.25
+    done[rng.integers(0, shape[0], shape[1]), np.arange(shape[1])] = True
+    done[:, 0] = False
+    kind = (np.cumsum(done, axis=0) + np.arange(shape[1])) % 3
+    terminated, truncated = done & (kind != 0), done & (kind != 1)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), rollout.trajectories.reward.dtype)  # noqa: E731
     new = (draw(*shape), draw(*shape), jnp.asarray(terminated), jnp.asarray(truncated), draw(*shape))
     where = lambda r: [getattr(r.trajectories, f) for f in ("reward", "value", "terminated", "truncated", "final_value")]  # noqa: E731

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from eqxrl._structs import AdvantageMinibatch, TrainStepMetrics, TrajectoryWithLastObs
+from eqxrl._structs import AdvantageMinibatch, TrainStepMetrics, TrajectoryCollectionState, TrajectoryWithLastObs
 from eqxrl._typing import KeyLike, as_key, describe
 from eqxrl.algorithms import PPO, AbstractOnPolicy, Parts, PPOState, preset
 from eqxrl.envs import episode_limit
@@ -93,7 +93,7 @@ class Evidence:
         for i in range(num_iterations):
             ts, saw = self.iterate(algo, states[-1], jnp.int32(i))
             states.append(ts)
-            seen.append(jax.device_get(saw))
+            seen.append(saw)
             heard.append(self.recorder.collect())
         return Run(states, seen, heard)
 
@@ -108,13 +108,23 @@ class Evidence:
         return self.first.heard
 
     @cached_property
+    def initial(self) -> PPOState:
+        return self.start(self.small, self.key)
+
+    @cached_property
+    def template(self) -> TrajectoryWithLastObs:
+        """A rollout of zeros."""
+        rollout = eqx.filter_eval_shape(lambda ts: self.small.get_batch(ts, 0)[1], self.initial)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout)
+
+    @cached_property
     def glass(self) -> list[TrajectoryWithLastObs]:
         agent = self.first.states[-1].agent
         if is_recurrent(agent):
             raise NotApplicable("the policy has a hidden state")
         algo = self.small
         watch = eqx.filter_jit(partial(through_glass, algo.collector, algo.env, algo.env_params))
-        return jax.device_get(watch(agent, self.key))
+        return watch(agent, self.key)
 
     @cached_property
     def estimate(self) -> Callable[..., Any]:
@@ -149,6 +159,10 @@ class Evidence:
     def value(self) -> str:
         return [laws.value_reproducible(seen.rollout, seen.value) for seen in self.first.seen][-1]
 
+    @property
+    def collected(self) -> tuple[list[TrajectoryCollectionState], list[TrajectoryWithLastObs]]:
+        return [ts.data_collection_state for ts in self.first.states], [seen.rollout for seen in self.first.seen]
+
     def ratio(self) -> str:
         if "new_log_prob" not in self.heard[0][0]:
             raise NotApplicable("the policy has a hidden state")
@@ -159,7 +173,7 @@ class Evidence:
         return laws.actions_unclipped(self.glass, Glass(algo.env, agent).action_space(algo.env_params))
 
     def gae(self) -> str:
-        return laws.generalised_advantages(self.small.advantage, self.estimate, self.first.seen[0].rollout)
+        return laws.generalised_advantages(self.small.advantage, self.estimate, self.template)
 
     def orders(self) -> list[np.ndarray]:
         return laws.each_sample_once(self.heard, self.small.iteration_size)
@@ -189,7 +203,7 @@ class Evidence:
         if getattr(getattr(algo, "parts", None), "learner", None) is not None:
             raise NotApplicable("the learner that was passed brings its own clipping")
         algo = with_fields(algo, hp=with_fields(hp, max_grad_norm=jnp.float32(0.5)))
-        agent = self.first.states[0].agent
+        agent = self.initial.agent
         return laws.global_norm_is_clipped(algo.learner.optimizer, eqx.filter(agent, trainable(agent)), 0.5)
 
     def statistics(self) -> str:
@@ -304,20 +318,30 @@ class Evidence:
                 lambda: laws.final_values(self.glass),
                 "the collector: value info['final_observation'], not the observation after the reset",
             ),
+            Law(
+                "rollouts go on",
+                lambda: laws.rollouts_go_on(*self.collected),
+                "the collector's state: what of it is returned",
+            ),
+            Law(
+                "episodes are counted",
+                lambda: laws.episodes_are_counted(*self.collected),
+                "the collector: EpisodeStats, and the state's episode_length",
+            ),
             Law("advantages are GAE's", self.gae, "the estimator's recursion: discounts, and which value follows a step"),
             Law(
                 "advantages stop at episode ends",
-                lambda: laws.ends_are_cut(self.estimate, self.first.seen[0].rollout),
+                lambda: laws.ends_are_cut(self.estimate, self.template),
                 "the estimator: cut at `done` of the same step, whether it terminated or was truncated",
             ),
             Law(
                 "a cut-off is bootstrapped",
-                lambda: laws.cut_off_is_bootstrapped(self.small.advantage, self.estimate, self.first.seen[0].rollout),
+                lambda: laws.cut_off_is_bootstrapped(self.small.advantage, self.estimate, self.template),
                 "the estimator: advantages.next_values",
             ),
             Law(
                 "environments don't mix",
-                lambda: laws.environments_apart(self.estimate, self.first.seen[0].rollout),
+                lambda: laws.environments_apart(self.estimate, self.template),
                 "the estimator: reduce over steps (axis 0), never over environments; standardise in the loss",
             ),
             Law("each sample once per epoch", self.each_once, "the learner: how it draws indices and cuts them into minibatches"),

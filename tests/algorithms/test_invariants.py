@@ -128,14 +128,14 @@ def test_jit_is_no_jit():
         num_steps=3,
         num_epochs=1,
         num_minibatches=2,
-        num_seeds_per_eval=1,
         normalize_observations=True,
         normalize_rewards=True,
     )
     ppo = PPO.create(env=probe_envs.CHAIN, env_params=probe_envs.Limit(2), hp=hp, actor_critic=small)
-    compiled = quick_jit(lambda ppo, key: run(ppo, key, 1))(ppo, jax.random.key(0))
+    ts = quick_jit(lambda ppo, key: ppo.init_train_state(key))(ppo, jax.random.key(0))
+    compiled = quick_jit(lambda ppo, ts: ppo.iteration(ts, 0))(ppo, ts)
     with jax.disable_jit():
-        plain = run(ppo, jax.random.key(0), 1)
+        plain = ppo.iteration(ts, 0)
     same(plain, compiled, rtol=1e-5, atol=1e-5)
 
 
@@ -237,24 +237,17 @@ def test_debug_stops_at_the_first_nan_and_names_it():
             with pytest.raises(RuntimeError, match=r"not finite: batch\.advantages"):
                 jax.block_until_ready(step(ppo, jax.random.key(0)))
         else:
-            assert np.isnan(step(ppo, jax.random.key(0))[0].agent.critic[0].weight).any() or True
+            assert np.isnan(step(ppo, jax.random.key(0))[0].agent.actor[0].weight).any()
 
 
 @pytest.mark.parametrize("env_id", sorted(set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}))
 def test_every_environment_trains_without_nan(env_id):
-    ppo = PPO.create(
-        env_id,
-        hp=PPOHParams(num_envs=2, num_steps=6, num_epochs=1, num_minibatches=2, num_seeds_per_eval=2, normalize_rewards=True),
-        actor_critic=small,
-    )
-    with jax.debug_nans(True):
-        ts = quick_jit(lambda ppo, key: ppo.init_train_state(key))(ppo, jax.random.key(0))
-        step = quick_jit(lambda ppo, ts: ppo.iteration(ts, 0))
-        for _ in range(2):
-            before, (ts, metrics) = ts, step(ppo, ts)
-        assert ts.data_collection_state.global_step == 2 and ts.learner_state.num_updates == 4
-        assert all(np.isfinite(x).all() for x in arrays((ts.agent, metrics)))
-        assert not np.array_equal(before.agent.critic[0].bias, ts.agent.critic[0].bias)
-        assert isinstance(ts.agent(jax.tree.map(lambda x: x[0], ts.data_collection_state.last_obs), ())[0], Categorical) == hasattr(
-            ppo.env.action_space(ppo.env_params), "n"
-        )
+    hp = PPOHParams(num_envs=2, num_steps=6, num_epochs=1, num_minibatches=2, num_seeds_per_eval=2, normalize_rewards=True)
+    with jax.numpy_rank_promotion("allow"), jax.debug_nans(True):  # Swimmer relies on it
+        ppo = PPO.create(env_id, hp=hp, actor_critic=small)
+        ts, metrics = quick_jit(lambda ppo, key: ppo.iterations(ppo.init_train_state(key), 2))(ppo, jax.random.key(0))
+    assert ts.data_collection_state.global_step == 2 and ts.learner_state.num_updates == 4
+    assert all(np.isfinite(x).all() for x in arrays((ts.agent, metrics)))
+    assert np.all(ts.agent.critic[0].bias != 0)
+    obs = jax.tree.map(lambda x: x[0], ts.data_collection_state.last_obs)
+    assert isinstance(ts.agent(obs, ())[0], Categorical) == hasattr(ppo.env.action_space(ppo.env_params), "n")

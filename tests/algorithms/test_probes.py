@@ -40,10 +40,14 @@ GAMMAS = {
 }
 
 
+def network(*spaces, key):
+    return MLPActorCritic(*spaces, hidden_sizes=(8,), key=key)
+
+
 def learn(env, limit, gamma, key):
     """What a trained policy makes of each state: the values, and the probabilities of the second action."""
     hp = dataclasses.replace(HP, gamma=gamma)
-    ppo = PPO.create(env=env, env_params=limit, hp=hp, actor_critic=lambda *s, key: MLPActorCritic(*s, hidden_sizes=(8,), key=key))
+    ppo = PPO.create(env=env, env_params=limit, hp=hp, actor_critic=network)
     ts, _ = ppo.train(key, skip_initial_evaluation=True)
     tables = env.env if isinstance(env, TimeLimitIsTerminal) else env
     distribution, value, _ = jax.vmap(lambda obs: ts.agent(obs, ()))(tables.observation)

@@ -155,8 +155,8 @@ def test_episodes_are_recounted(collected):
 
 
 def test_hidden_states(collected):
-    """The rollout keeps the one that it began with, after a reset where the last rollout ended an episode; from there the policy
-    can be replayed."""
+    """The rollout keeps the one that it began with, after a reset where the last rollout ended an episode; from there the
+    policy can be replayed."""
     name, rollouts, _, (_, carries, _) = collected
     if name != "memory":
         assert jax.tree.leaves(rollouts[0].initial_carry) == []

@@ -32,7 +32,7 @@ GOOD = {
     "ResetWhenDone": lambda: testing.check_reset(ResetWhenDone()),
     "ResetFromPool": lambda: testing.check_reset(ResetFromPool(6)),
     "MLPActorCritic": lambda: testing.check_actor_critic(
-        normalized(probe_agent("box")), jnp.ones(3), probe("box")[0].action_space(None)
+        normalized(probe_agent("box")), jnp.ones(3), probe("box")[0].action_space(probe("box")[1])
     ),
     "Categorical": lambda: testing.check_distribution(Categorical(jnp.array([[0.5, -1.0, 0.3], [0.0, 0.0, 0.0]]))),
     "DiagGaussian": lambda: testing.check_distribution(DiagGaussian(jnp.zeros((2, 3)), jnp.full((2, 3), 0.4), (3,))),
@@ -57,7 +57,7 @@ LAWS = {
     "LEARNERS": learner_laws,
     "COLLECTORS": collector,
     "RESETS": reset_laws,
-    "POLICIES": lambda part: actor_critic_laws(part, jnp.ones(3), probe("discrete")[0].action_space(None)),
+    "POLICIES": lambda part: actor_critic_laws(part, jnp.ones(3), probe("discrete")[0].action_space(probe("discrete")[1])),
     "DISTRIBUTIONS": distribution_laws,
     "EVALUATORS": evaluator_laws,
 }
@@ -101,7 +101,7 @@ BROKEN = [
     ("LEARNERS", "counts nothing", "learned", "num_updates"),
     ("LEARNERS", "uses a key twice", "keys used once", "used twice"),
     ("LEARNERS", "Python's state", "pure", "the second time"),
-    ("COLLECTORS", "[envs steps]", "shapes", "Trajectory.reward"),
+    ("COLLECTORS", "[envs steps]", "shapes", "Trajectory.obs"),
     ("COLLECTORS", "weakly typed", "shapes", "weak float32"),
     ("COLLECTORS", "NaN", "finite", "aren't finite"),
     ("COLLECTORS", "stores clipped actions", "the stored action has the stored log-prob", "log_prob of the stored action"),

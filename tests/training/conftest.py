@@ -5,9 +5,10 @@ from helpers import tiny
 
 @pytest.fixture(scope="session")
 def algo():
-    """7 iterations of 24 env steps, evaluated every other one; the last chunk is shorter. The same object for all tests of a
-    process, which then share its compiled programs."""
-    return tiny(num_minibatches=2, total_timesteps=24 * 7, eval_freq=24 * 2)
+    """Everything normalised; 7 iterations of 24 env steps, evaluated every other one, so that the last chunk is shorter. The
+    same object for all tests of a process, which then share its compiled programs."""
+    sizes = dict(num_minibatches=2, total_timesteps=24 * 7, eval_freq=24 * 2)
+    return tiny(**sizes, normalize_observations=True, normalize_rewards=True)
 
 
 @pytest.fixture(scope="session")

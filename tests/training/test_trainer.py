@@ -1,6 +1,5 @@
 import dataclasses
 import traceback
-import warnings
 
 import equinox as eqx
 import jax
@@ -48,17 +47,24 @@ def keys(request):
 
 @pytest.fixture(scope="module")
 def expected(algo, keys):
-    return train(algo, keys)
+    """Of a trainer, since its programs are there already; the first test compares it with `train`."""
+    return Trainer().fit(algo, keys)
 
 
-def test_fit_is_train(algo, keys, expected):
+SLOW_FOR_SEVERAL = pytest.mark.parametrize("keys", ["one", pytest.param("three", marks=pytest.mark.slow)], indirect=True)
+"""For tests that need programs of their own."""
+
+
+def test_fit_is_train(algo, keys):
     state, metrics = Trainer().fit(algo, keys)
-    same(state, expected[0])
-    same(metrics, expected[1])
+    wanted = train(algo, keys)
+    same(state, wanted[0])
+    same(metrics, wanted[1])
     assert metrics.cumulative_reward.shape == (*keys.shape, 5, 2)
-    assert jax.tree.structure(state) == jax.tree.structure(expected[0])
+    assert jax.tree.structure(state) == jax.tree.structure(wanted[0])
 
 
+@SLOW_FOR_SEVERAL
 def test_fit_with_every_hook_and_batches_is_train(algo, keys, expected):
     callback = recording(*HOOKS)
     state, metrics = Trainer([callback]).fit(algo, keys)
@@ -72,8 +78,13 @@ def test_fit_skips_the_initial_evaluation(algo, keys, expected):
     same(metrics, jax.tree.map(lambda x: x[..., 1:, :], expected[1]))
 
 
+@SLOW_FOR_SEVERAL
 def test_fit_goes_on_from_a_state_and_leaves_it_usable(algo, keys, expected):
-    again = algo.train if keys.ndim == 0 else lambda train_state: eqx.filter_vmap(lambda ts: algo.train(train_state=ts))(train_state)
+    again = (
+        algo.train
+        if keys.ndim == 0
+        else lambda train_state: eqx.filter_vmap(lambda ts: algo.train(train_state=ts))(train_state)
+    )
     trainer = Trainer()
     state, metrics = trainer.fit(algo, train_state=expected[0])
     wanted = again(train_state=expected[0])  # fails if its buffers were taken
@@ -82,6 +93,7 @@ def test_fit_goes_on_from_a_state_and_leaves_it_usable(algo, keys, expected):
     assert trainer.env_steps == algo.env_steps(state) == 2 * 24 * 7
 
 
+@pytest.mark.slow
 def test_hyperparameters_are_swept_along(algo, three):
     rates = jnp.array([1e-4, 1e-3, 1e-2])
     swept = eqx.tree_at(lambda a: a.hp.learning_rate, algo, rates)
@@ -126,6 +138,7 @@ def test_the_order_of_the_hooks(algo, one):
     ]
 
 
+@SLOW_FOR_SEVERAL
 def test_what_the_hooks_get(algo, keys):
     callback = recording("on_train_epoch_end", "on_train_batch_start", "on_train_batch_end", "on_validation_epoch_end")
     _, metrics = Trainer([callback]).fit(algo, keys)
@@ -155,9 +168,9 @@ def test_what_the_hooks_get(algo, keys):
 def test_an_epochs_metrics_are_those_of_iterations(algo, one):
     callback = recording("on_train_epoch_end")
     Trainer([callback]).fit(algo, one)
-    state, metrics = eqx.filter_jit(algo.init_train_state)(one), None
+    state = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, trainer_module._init(algo, one))
     for (_, _, (outputs,)), n in zip(callback.calls, algo.chunks, strict=True):
-        state, metrics = eqx.filter_jit(lambda algo, ts, n: algo.iterations(ts, n))(algo, state, jnp.int32(n))
+        state, metrics = trainer_module._iterate((algo, jnp.int32(n), False), state)
         for f in dataclasses.fields(metrics):
             np.testing.assert_array_equal(getattr(outputs, f.name), getattr(metrics, f.name))
 
@@ -181,6 +194,7 @@ def test_a_hook_that_is_not_overridden_costs_nothing(algo, one, monkeypatch):
     assert cost("on_train_batch_end") == (at_rest, [])
 
 
+@SLOW_FOR_SEVERAL
 def test_a_callback_stops_the_run_after_the_iterations_under_way_and_an_evaluation(algo, keys, expected):
     class Stop(Callback):
         def on_train_batch_end(self, trainer, algo, state, outputs, batch, batch_idx):
@@ -207,7 +221,7 @@ def test_a_callback_stops_the_run_before_it_starts(algo, one, hook, skip):
     assert metrics.cumulative_reward.shape == (1, 2)
 
 
-@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("batches", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stopped_seed_is_frozen_and_the_others_go_on(algo, three, batches):
     class Freeze(Callback):
         def on_validation_epoch_end(self, trainer, algo, state, metrics):
@@ -218,7 +232,7 @@ def test_a_stopped_seed_is_frozen_and_the_others_go_on(algo, three, batches):
     freeze, heard = Freeze(), recording("on_train_epoch_end", *["on_train_batch_end"] * batches)
     trainer = Trainer([freeze, heard])
     state, metrics = trainer.fit(algo, three)
-    whole, evaluations = train(algo, three)
+    whole, evaluations = Trainer().fit(algo, three)
     same(member(state, 1), member(freeze.then, 1))
     for i in (0, 2):
         same(member(state, i), member(whole, i))
@@ -299,18 +313,16 @@ def test_get_error_from_metrics(algo, keys, expected):
         get_error_from_metrics(member(expected[1], 0) if keys.ndim == 0 else member(member(expected[1], 0), 0))
 
 
-@pytest.mark.parametrize("seeds", [None, pytest.param(3, marks=pytest.mark.slow)])
-def test_fit_is_train_with_everything_normalised(seeds, one):
-    algo = tiny("Pendulum-v1", normalize_observations=True, normalize_rewards=True, total_timesteps=24 * 5, eval_freq=48)
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [None, 3])
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_fit_is_train_elsewhere(seeds, env_id, normalize, one):
+    sizes = dict(num_envs=5, num_steps=16, num_epochs=3, num_minibatches=5, total_timesteps=80 * 6, eval_freq=160)
+    algo = tiny(env_id, max_steps=20, **sizes, normalize_observations=normalize, normalize_rewards=normalize)
     keys = one if seeds is None else jax.random.split(one, seeds)
     wanted = train(algo, keys)
     for callbacks in ([], [recording("on_train_batch_end")]):
         state, metrics = Trainer(callbacks).fit(algo, keys)
         same(state, wanted[0])
         same(metrics, wanted[1])
-
-
-def test_it_warns_of_nothing(algo, one):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Trainer().fit(algo, one)

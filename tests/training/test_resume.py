@@ -1,0 +1,498 @@
+"""Runs that are cut off, and go on."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from helpers import same, tiny
+
+from eqxrl.training import (
+    Callback,
+    CheckpointMismatch,
+    CheckpointNotWritten,
+    Checkpoints,
+    CSVLogger,
+    EarlyStopping,
+    Interrupted,
+    JSONLLogger,
+    Trainer,
+    load,
+    load_checkpoint,
+)
+from eqxrl.training._callback import decode_state, encode_state
+from eqxrl.training._interrupts import Interrupts
+
+
+class Killed(BaseException):
+    """As by `kill -9`: the trainer has no chance to do anything."""
+
+
+class CutOff(Callback):
+    """Does something once, in a hook, at an iteration; and listens to batches, to be there at each, if it's told to."""
+
+    def __init__(self, iteration, what, hook="on_train_batch_end"):
+        self.iteration, self.what, self.done = iteration, what, False
+        setattr(self, hook, self.hook)
+
+    def hook(self, trainer, *_):
+        if trainer.iteration == self.iteration and not self.done:
+            self.done = True
+            self.what()
+
+
+class Tally(Callback):
+    """A callback with a state: counts the iterations that it has seen, and keeps what it saw of evaluations."""
+
+    def __init__(self):
+        self.state = {"epochs": 0, "returns": [], "array": np.zeros(2, np.int16)}
+
+    def on_train_epoch_end(self, trainer, algo, state, outputs):
+        self.state["epochs"] += 1
+        self.state["array"] += 1
+
+    def on_validation_epoch_end(self, trainer, algo, state, metrics):
+        self.state["returns"].append(float(metrics.cumulative_reward.mean()))
+
+
+def kill():
+    raise Killed
+
+
+def fail():
+    raise ZeroDivisionError
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(algo, keys):
+    return eqx.filter_vmap(algo.train)(keys) if keys.ndim else algo.train(keys)
+
+
+@pytest.fixture(scope="module", params=["one", "three"])
+def keys(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(algo, keys, tmp_path_factory):
+    """A run that nothing befell: what `fit` returned, what it logged, what the callback knows."""
+    folder, tally = tmp_path_factory.mktemp("undisturbed"), Tally()
+    loggers = [JSONLLogger(folder / "m.jsonl"), CSVLogger(folder / "m.csv")]
+    result = Trainer([tally], loggers).fit(algo, keys)
+    return result, folder, tally.state
+
+
+CUTS = [
+    (interrupt, Interrupted, "on_train_epoch_end"),
+    (terminate, Interrupted, "on_validation_epoch_start"),
+    (interrupt, Interrupted, "on_validation_epoch_end"),
+    (fail, ZeroDivisionError, "on_train_epoch_start"),
+    (fail, ZeroDivisionError, "on_validation_epoch_start"),
+    (fail, ZeroDivisionError, "on_validation_epoch_end"),
+    (kill, Killed, "on_train_epoch_start"),
+    (kill, Killed, "on_validation_epoch_end"),
+]
+
+
+@pytest.mark.parametrize("iteration", [2, 6])
+@pytest.mark.parametrize("what, error, hook", CUTS)
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(algo, keys, undisturbed, tmp_path, what, error, hook, iteration):
+    """State, evaluations, logs and callbacks; whatever stopped it, and wherever."""
+    result, folder, tallied = undisturbed
+
+    def trainer(*callbacks):
+        loggers = [JSONLLogger(tmp_path / "m.jsonl"), CSVLogger(tmp_path / "m.csv")]
+        return Trainer([Tally(), *callbacks], loggers, tmp_path / "checkpoints")
+
+    with pytest.raises(error):
+        trainer(CutOff(iteration, what, hook)).fit(algo, keys)
+    resumed = trainer()
+    same(resumed.fit(algo, resume=True), result)
+    assert resumed.callbacks[0].state["returns"] == tallied["returns"]
+    assert (resumed.callbacks[0].state["array"] == tallied["array"]).all() and resumed.callbacks[0].state[
+        "array"
+    ].dtype == np.int16
+    for name in ("m.jsonl", "m.csv", "m.hyperparameters.json"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
+
+
+@pytest.mark.parametrize("iteration", range(1, 8))
+@pytest.mark.parametrize("what, error", [(interrupt, Interrupted), (fail, ZeroDivisionError)])
+def test_a_run_that_was_cut_off_between_two_iterations(algo, one, tmp_path, what, error, iteration):
+    wanted = Trainer().fit(algo, one)
+    watched = Trainer([CutOff(-1, fail)], [JSONLLogger(tmp_path / "watched.jsonl")])
+    same(watched.fit(algo, one), wanted)
+    log = tmp_path / "m.jsonl"
+    with pytest.raises(error):
+        Trainer([CutOff(iteration, what)], [JSONLLogger(log)], tmp_path).fit(algo, one)
+    state, _ = load_checkpoint(tmp_path, algo)
+    assert algo.env_steps(state) == 24 * iteration
+    same(Trainer([], [JSONLLogger(log)], tmp_path).fit(algo, resume=True), wanted)
+    watched, cut = [[json.loads(x) for x in path.read_text().splitlines()] for path in (tmp_path / "watched.jsonl", log)]
+    assert len(watched) == len(cut)
+    for a, b in zip(watched, cut, strict=True):  # means over lots of iterations that were cut otherwise
+        assert a.keys() == b.keys() and all(b[k] == pytest.approx(a[k], rel=1e-5, abs=1e-7) for k in a)
+
+
+def test_interrupted_says_how_to_go_on(algo, one, tmp_path, capfd):
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted) as caught:
+        Trainer([CutOff(2, interrupt, "on_train_epoch_start")], folder=tmp_path).fit(algo, one)
+    assert str(caught.value) == (
+        "stopped by SIGINT after iteration 2 of 7, at 48 env steps. Go on with "
+        f"Trainer(folder={str(tmp_path)!r}, ...).fit(algo, resume=True)."
+    )
+    assert caught.value.signal == signal.SIGINT and isinstance(caught.value, KeyboardInterrupt)
+    assert caught.value.checkpoint == tmp_path / "checkpoint-000000002.eqx"
+    assert "press Ctrl-C again to leave at once" in capfd.readouterr().err
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_interrupted_without_a_folder_keeps_the_state(algo, one):
+    with pytest.raises(Interrupted, match="No checkpoint was written .there is no folder") as caught:
+        Trainer([CutOff(4, terminate, "on_validation_epoch_end")]).fit(algo, one)
+    assert caught.value.checkpoint is None and caught.value.signal == signal.SIGTERM
+    assert algo.env_steps(caught.value.state) == 4 * 24
+    Trainer().fit(algo, train_state=caught.value.state)
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone(algo, one):
+    before, result = signal.getsignal(signal.SIGINT), []
+    look = CutOff(2, lambda: result.append(signal.getsignal(signal.SIGINT)), "on_train_epoch_start")
+    thread = threading.Thread(target=lambda: result.append(Trainer([look]).fit(algo, one)))
+    thread.start()
+    thread.join()
+    assert result[0] is before
+    same(result[1], Trainer().fit(algo, one))
+
+
+STUCK = """
+import ctypes
+from eqxrl.training._interrupts import Interrupts
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with Interrupts():
+    libc.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(mutex)  # for good, and in C, where no Python handler runs: as in a compiled program
+"""
+
+
+@pytest.mark.parametrize("first, second", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_leaves_at_once(first, second):
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stderr.readline() == "\n" and "press Ctrl-C again" in process.stderr.readline()
+        assert process.poll() is None
+        process.send_signal(second)
+        assert process.wait(timeout=10) == 128 + second
+
+
+def test_in_an_interactive_session_a_second_signal_is_an_exception(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        interrupt()
+        assert interrupts.received == signal.SIGINT
+        interrupt()
+
+
+# A new process.
+
+CHILD = """
+import sys, jax
+from pathlib import Path
+from helpers import tiny
+from eqxrl import set_cpu_flags
+from eqxrl.training import Trainer, save
+set_cpu_flags()
+algo = tiny(**{hparams})
+for folder in map(Path, sys.argv[1:]):
+    save(folder / "result.eqx", Trainer(folder=folder).fit(algo, resume=True))
+"""
+
+
+def in_a_new_process(folders, **hparams):
+    """Goes on with runs, and returns what `fit` returned of each."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), *sys.path])}
+    program = CHILD.replace("{hparams}", repr(hparams))
+    subprocess.run([sys.executable, "-c", program, *map(str, folders)], env=environment, check=True)
+    return [folder / "result.eqx" for folder in folders]
+
+
+def test_in_a_new_process(algo, one, tmp_path):
+    cuts = [
+        (2, kill, Killed, "on_train_epoch_start"),
+        (3, interrupt, Interrupted, "on_train_batch_end"),
+        (6, fail, ZeroDivisionError, "on_validation_epoch_start"),
+    ]
+    folders = [tmp_path / str(i) for i in range(len(cuts))]
+    for (iteration, what, error, hook), folder in zip(cuts, folders, strict=True):
+        with pytest.raises(error):
+            Trainer([CutOff(iteration, what, hook)], folder=folder).fit(algo, one)
+    hparams = dict(num_minibatches=2, total_timesteps=24 * 7, eval_freq=48, normalize_observations=True, normalize_rewards=True)
+    wanted = Trainer().fit(algo, one)
+    for path in in_a_new_process(folders, **hparams):
+        same(load(path, wanted), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_after_every_update_of_fifty(normalize, seeds, tmp_path):
+    """A 50-update run, saved after each update and gone on with in a new process."""
+    hparams = dict(total_timesteps=24 * 50, eval_freq=24 * 7, normalize_observations=normalize, normalize_rewards=normalize)
+    algo, keys = tiny(**hparams), jax.random.key(3) if seeds is None else jax.random.split(jax.random.key(3), seeds)
+    wanted = train(algo, keys)
+    folders = [tmp_path / f"{i:02d}" for i in range(1, 50)]
+    for i, folder in enumerate(folders, 1):
+        with pytest.raises(Interrupted):
+            Trainer([CutOff(i, interrupt)], folder=folder).fit(algo, keys)
+        assert algo.env_steps(load_checkpoint(folder, algo)[0]) == 24 * i
+    for path in in_a_new_process(folders, **hparams):
+        same(load(path, wanted), wanted)
+
+
+KILLED = """
+import os, sys, jax
+from pathlib import Path
+from helpers import tiny
+from eqxrl import set_cpu_flags
+from eqxrl.training import Callback, JSONLLogger, Trainer, save
+set_cpu_flags()
+algo, folder = tiny(total_timesteps=24 * 4000, eval_freq=24 * 2), Path(sys.argv[1])
+ready = type("Ready", (Callback,), {"on_train_start": lambda *_: print("ready", flush=True)})()
+result = Trainer([ready], [JSONLLogger(folder / "m.jsonl")], folder / "checkpoints").fit(algo, jax.random.key(4), resume=True)
+save(folder / "result.eqx", result)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_fifty_times_kill_9(tmp_path):
+    """At random instants, of which some are in the midst of writing a checkpoint or a row; each loses one interval at most."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), *sys.path])}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    rng, algo, instants = np.random.default_rng(0), tiny(total_timesteps=24 * 4000, eval_freq=24 * 2), []
+
+    def start(folder):
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], env=environment, stdout=subprocess.PIPE, text=True)
+
+    for _ in range(50):
+        with start(tmp_path / "killed") as process:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0, 1))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        state, _ = load_checkpoint(tmp_path / "killed/checkpoints", algo)
+        lines = (tmp_path / "killed/m.jsonl").read_text().splitlines(keepends=True)
+        logged = json.loads([line for line in lines if line.endswith("\n")][-1])["env_steps"]
+        assert 0 <= logged - algo.env_steps(state) <= 48
+        instants.append(algo.env_steps(state))
+    assert instants == sorted(instants) and len(set(instants)) > 40
+    for folder in (tmp_path / "killed", tmp_path / "undisturbed"):
+        with start(folder) as process:
+            assert process.wait() == 0
+    assert (tmp_path / "killed/result.eqx").read_bytes() == (tmp_path / "undisturbed/result.eqx").read_bytes()
+    assert (tmp_path / "killed/m.jsonl").read_text() == (tmp_path / "undisturbed/m.jsonl").read_text()
+
+
+# What a folder holds, and whose it is.
+
+
+def test_a_finished_run_is_returned_as_it_is(algo, keys, undisturbed, tmp_path):
+    (state, metrics), *_ = undisturbed
+    Trainer(folder=tmp_path).fit(algo, keys)
+    before = sorted(tmp_path.iterdir())
+    trainer = Trainer(folder=tmp_path)
+    same(trainer.fit(algo, resume=True), (state, metrics))
+    assert sorted(tmp_path.iterdir()) == before and trainer.iteration == 7
+    same(load_checkpoint(tmp_path, algo), (state, metrics))
+
+
+def test_a_run_that_was_stopped_early_stays_stopped(algo, one, tmp_path):
+    wanted = Trainer([EarlyStopping(threshold=-1.0)], folder=tmp_path).fit(algo, one)
+    assert wanted[1].cumulative_reward.shape == (1, 2)
+    trainer = Trainer([EarlyStopping(threshold=-1.0)], folder=tmp_path)
+    same(trainer.fit(algo, resume=True), wanted)
+    assert trainer.iteration == 0 and "was reached" in trainer.stop_reason
+
+
+def test_frozen_seeds_stay_frozen(algo, three, tmp_path):
+    class Freeze(Callback):
+        def on_validation_epoch_end(self, trainer, algo, state, metrics):
+            if trainer.iteration == 2:
+                trainer.request_stop("seed 1", members=np.array([False, True, False]))
+
+    wanted = Trainer([Freeze()]).fit(algo, three)
+    with pytest.raises(Interrupted):
+        Trainer([Freeze(), CutOff(4, interrupt, "on_validation_epoch_start")], folder=tmp_path).fit(algo, three)
+    trainer = Trainer(folder=tmp_path)
+    same(trainer.fit(algo, resume=True), wanted)
+    assert trainer.stopped.tolist() == [False, True, False]
+
+
+def test_a_run_that_goes_on_from_a_state_can_be_cut_off_too(algo, one, tmp_path):
+    state, _ = Trainer().fit(algo, one)
+    wanted = Trainer().fit(algo, train_state=state, skip_initial_evaluation=True)
+    with pytest.raises(Killed):
+        cut = CutOff(4, kill, "on_train_epoch_start")
+        Trainer([cut], [JSONLLogger(tmp_path / "m.jsonl")], tmp_path).fit(algo, train_state=state, skip_initial_evaluation=True)
+    same(Trainer([], [JSONLLogger(tmp_path / "m.jsonl")], tmp_path).fit(algo, resume=True), wanted)
+    steps = [json.loads(line)["env_steps"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert steps == [24 * (7 + i) for i in (2, 4, 6, 7)]
+
+
+def test_resume_starts_what_has_not_started(algo, one, undisturbed, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no run to resume in this folder; pass rng"):
+        Trainer(folder=tmp_path).fit(algo, resume=True)
+    Trainer(folder=tmp_path).fit(algo, one, resume=True)
+    with pytest.raises(FileExistsError, match="this folder holds a run"):
+        Trainer(folder=tmp_path).fit(algo, one)
+    with pytest.raises(ValueError, match="resume=True needs a folder"):
+        Trainer().fit(algo, resume=True)
+    with pytest.raises(FileNotFoundError, match="no checkpoint in this folder"):
+        load_checkpoint(tmp_path / "elsewhere", algo)
+
+
+def test_a_damaged_checkpoint_is_passed_over(algo, one, tmp_path):
+    wanted = Trainer(folder=tmp_path).fit(algo, one)
+    newest = tmp_path / "checkpoint-000000007.eqx"
+    content = bytearray(newest.read_bytes())
+    for position in (200, -3):
+        content[position] ^= 1
+        newest.write_bytes(content)
+        with pytest.warns(UserWarning, match="checkpoint-000000007.eqx is damaged .* Fell back to checkpoint-000000006.eqx"):
+            state, metrics = load_checkpoint(tmp_path, algo)
+        assert algo.env_steps(state) == 6 * 24 and metrics.cumulative_reward.shape == (4, 2)
+    with pytest.warns(UserWarning, match="Fell back"):
+        same(Trainer(folder=tmp_path).fit(algo, resume=True), wanted)
+
+
+def test_another_algorithm(algo, one, tmp_path):
+    Trainer(folder=tmp_path).fit(algo, one)
+    others = [
+        (tiny(num_envs=5, normalize_observations=True), r"hp.num_envs: the run has 3, the algorithm 5"),
+        (tiny("Pendulum-v1"), r"env: the run has CartPole-v1, the algorithm Pendulum-v1"),
+        (eqx.tree_at(lambda a: a.hp.gamma, algo, np.float32(0.5)), r"hp.gamma: the run has 0.99, the algorithm 0.5"),
+    ]
+    for other, difference in others:
+        for read in (lambda: Trainer(folder=tmp_path).fit(other, resume=True), lambda: load_checkpoint(tmp_path, other)):  # noqa: B023
+            with pytest.raises(CheckpointMismatch, match=difference):
+                read()
+    Checkpoints(tmp_path / "else").save({"a": np.zeros(2)}, iteration=1)
+    with pytest.raises(CheckpointMismatch, match="weren't written by a Trainer"):
+        Trainer(folder=tmp_path / "else").fit(algo, resume=True)
+
+
+def test_callbacks_that_are_gone_are_mentioned(algo, one, tmp_path):
+    Trainer([Tally()], folder=tmp_path).fit(algo, one)
+    with pytest.warns(UserWarning, match="the state of callbacks that aren't there now: Tally"):
+        Trainer(folder=tmp_path).fit(algo, resume=True)
+
+
+def test_two_callbacks_of_a_class_keep_their_own_state(algo, one, tmp_path):
+    first, second = EarlyStopping(patience=90), EarlyStopping(patience=99)
+    Trainer([first, second], folder=tmp_path).fit(algo, one)
+    first.state["best"] += 1
+    with pytest.raises(Interrupted):
+        Trainer([first, second, CutOff(2, interrupt, "on_train_epoch_start")], folder=tmp_path / "x").fit(algo, one)
+    first, second = EarlyStopping(patience=90), EarlyStopping(patience=99)
+    seen = []
+    look = CutOff(2, lambda: seen.extend([first.state, second.state]), "on_fit_start")
+    Trainer([first, second, look], folder=tmp_path / "x").fit(algo, resume=True)
+    assert len(seen) == 2 and seen[0] is not seen[1]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        3,
+        {"a": [1, 2.5, None, "x", True], "b": {}},
+        np.arange(6, dtype=np.int8).reshape(2, 3).T,
+        [np.float32(1.5)],
+        {"nan": np.nan},
+    ],
+)
+def test_the_state_of_a_callback(state):
+    back = decode_state(json.loads(json.dumps(encode_state(state, "Mine"))))
+    assert repr(back) == repr(jax.tree.map(lambda x: np.asarray(x) if isinstance(x, np.generic) else x, state))
+    for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        assert getattr(x, "dtype", None) == getattr(y, "dtype", None)
+
+
+@pytest.mark.parametrize(
+    "state, what", [({1: 2}, "dict"), ({"a": object()}, "object"), (np.array(["x", None]), "array of object")]
+)
+def test_a_state_that_can_not_be_saved_is_an_error_before_training(algo, one, tmp_path, state, what):
+    callback = Tally()
+    callback.state = state
+    with pytest.raises(TypeError, match=f"the state of callback Tally holds (an )?{what}"):
+        Trainer([callback], folder=tmp_path).fit(algo, one)
+
+
+# Disks.
+
+
+def full(monkeypatch, at):
+    """Checkpoints of these iterations don't find room."""
+    write = Checkpoints.save
+
+    def save(self, tree, *, iteration, **kwargs):
+        if iteration in at:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.folder / f"checkpoint-{iteration:09d}.eqx"))
+        return write(self, tree, iteration=iteration, **kwargs)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+
+
+def test_a_disk_that_is_full_for_a_while(algo, one, tmp_path, monkeypatch):
+    full(monkeypatch, at=(4, 6))
+    with pytest.warns(UserWarning, match="No space left on device.* Training goes on, and will try again"):
+        result = Trainer(folder=tmp_path).fit(algo, one)
+    same(result, Trainer().fit(algo, one))
+    same(load_checkpoint(tmp_path, algo), result)
+
+
+def test_a_disk_that_stays_full(algo, one, tmp_path, monkeypatch):
+    full(monkeypatch, at=(4, 6, 7))
+    with pytest.warns(UserWarning, match="No space left"), pytest.raises(CheckpointNotWritten, match="No space left") as caught:
+        Trainer(folder=tmp_path).fit(algo, one)
+    same(caught.value.result, Trainer().fit(algo, one))
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename.endswith("checkpoint-000000007.eqx")
+    assert algo.env_steps(load_checkpoint(tmp_path, algo)[0]) == 2 * 24  # what was there is whole
+
+
+def test_a_disk_that_is_full_when_the_run_is_interrupted(algo, one, tmp_path, monkeypatch):
+    full(monkeypatch, at=(4,))
+    with (
+        pytest.warns(UserWarning, match="No space left"),
+        pytest.raises(Interrupted, match="No checkpoint was written") as caught,
+    ):
+        Trainer([CutOff(4, interrupt, "on_validation_epoch_start")], folder=tmp_path).fit(algo, one)
+    assert algo.env_steps(caught.value.state) == 4 * 24
+
+
+def test_a_folder_that_can_not_be_written_to_is_an_error_before_training(algo, one, tmp_path):
+    (tmp_path / "file").write_text("")
+    heard = []
+    with pytest.raises(OSError, match="file"):
+        Trainer([CutOff(0, lambda: heard.append(1), "on_fit_start")], folder=tmp_path / "file/run").fit(algo, one)
+    assert not heard
