@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eqxrl import (
@@ -212,6 +211,18 @@ class Learner(AbstractLearner):
         return self.after((agent, state, rollout, key), self.learner(changed[0], state, changed[1], key))
 
 
+class Idle(AbstractLearner):
+    """Learns nothing, and so compiles at once: for what doesn't depend on learning."""
+
+    num_minibatches: int = eqx.field(static=True, default=1)
+
+    def init(self, agent):
+        return LearnerState(opt_state=(), num_updates=jnp.zeros((), jnp.int32))
+
+    def __call__(self, agent, state, rollout, key):
+        return agent, state, LearnerMetrics(LossMetrics(), jnp.zeros((), jnp.float32))
+
+
 class LoopLearner(AbstractLearner):
     """Two epochs of three minibatches; `indices(epoch_keys, epoch, n)` says which samples, `shuffle` how a sample is put
     together."""
@@ -245,6 +256,19 @@ class LoopLearner(AbstractLearner):
 def _separately(samples, indices):
     whole = jax.tree.map(lambda x: x[indices], samples)
     return dataclasses.replace(whole, advantages=samples.advantages[indices[::-1]])
+
+
+class OneStep(AbstractLearner):
+    """As it should be: one gradient step on the whole rollout."""
+
+    loss: AbstractLoss = PPOLoss()
+    optimizer: Any = optax.sgd(1e-2)
+
+    def init(self, agent):
+        return init_learner_state(self.optimizer, agent)
+
+    def __call__(self, agent, state, rollout, key):
+        return gradient_update(self.loss, self.optimizer, agent, state, flatten(rollout))
 
 
 class TrainsStatistics(AbstractLearner):
@@ -365,6 +389,10 @@ def _interleaves(env, env_params, agent, states, rollout):
     return states[1], dataclasses.replace(rollout, trajectories=jax.tree.map(interleaved, rollout.trajectories))
 
 
+def _weak(state):
+    return dataclasses.replace(state, episode_return=jnp.broadcast_to(jnp.asarray(0.0), state.episode_return.shape))
+
+
 def _transposes(env, env_params, agent, states, rollout):
     swapped = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollout.trajectories)
     return states[1], eqx.tree_at(lambda r: r.trajectories, rollout, swapped)
@@ -447,9 +475,7 @@ COLLECTORS = {
     "counts no rollouts": of_state(global_step=lambda old, new: old.global_step),
     "starts over": of_state(last_obs=lambda old, new: old.last_obs),
     "miscounts lengths": Collector(_counts_all),
-    "weakly typed": Collector(
-        lambda env, p, agent, states, r: (states[1], r), lambda s: dataclasses.replace(s, episode_return=jnp.broadcast_to(jnp.asarray(0.0), (4,)))
-    ),
+    "weakly typed": Collector(lambda env, p, agent, states, r: (states[1], r), _weak),
     "environments alike": Collector(lambda env, p, agent, states, r: (states[1], r), reset=SameSeeds()),
     "NaN": of_rollout(reward=lambda t, *_: t.reward + jnp.log(-1.0)),
 }

@@ -1,5 +1,5 @@
 """How good each step turned out to be."""
 
 from eqxrl.advantages._base import AbstractAdvantage as AbstractAdvantage
-from eqxrl.advantages._gae import GAE as GAE
 from eqxrl.advantages._base import next_values as next_values
+from eqxrl.advantages._gae import GAE as GAE

@@ -11,7 +11,9 @@ class Checkpointing(Callback):
     first), and whenever the mean return of an evaluation, over all episodes and seeds, is the best so far; that one is also
     kept as `best.eqx`. A checkpoint is written after all callbacks have seen the evaluation, so it holds their state."""
 
-    def __init__(self, every_epochs: int | None = 1, every_seconds: float | int | None = None, *, best: bool = True, keep: int = 2):
+    def __init__(
+        self, every_epochs: int | None = 1, every_seconds: float | int | None = None, *, best: bool = True, keep: int = 2
+    ):
         """**Arguments:** `None` for a period: not by that measure. `keep`: how many of the newest stay."""
         for name, period in (("every_epochs", every_epochs), ("every_seconds", every_seconds)):
             if period is not None and period <= 0:

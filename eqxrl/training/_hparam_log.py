@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,13 +19,11 @@ class HParamLog(Callback):
     def on_validation_epoch_end(self, trainer: Any, algo: Any, state: PPOState, metrics: EvalMetrics) -> None:
         num_updates = state.learner_state.num_updates
         leaves = {f.name: getattr(algo.hp, f.name) for f in dataclasses.fields(algo.hp)}
-        values = {k: _at(x, num_updates) for k, x in leaves.items() if callable(x) or eqx.is_array(x)}
+        values = {k: _at(x, num_updates) if callable(x) else x for k, x in leaves.items() if callable(x) or eqx.is_array(x)}
         trainer.log({f"hp/{k}": x for k, x in jax.device_get({**values, "num_updates": num_updates}).items()})
 
 
-def _at(x: Any, num_updates: Int[Array, "*seeds"]) -> Float[Array, "*seeds"]:
-    if not callable(x):
-        return x
+def _at(schedule: Callable, num_updates: Int[Array, "*seeds"]) -> Float[Array, "*seeds"]:
     if num_updates.ndim == 0:
-        return x(num_updates)
-    return eqx.filter_vmap(lambda schedule, n: schedule(n), in_axes=(swept_axes(x), 0))(x, num_updates)
+        return schedule(num_updates)
+    return eqx.filter_vmap(lambda schedule, n: schedule(n), in_axes=(swept_axes(schedule), 0))(schedule, num_updates)

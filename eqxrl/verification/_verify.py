@@ -119,7 +119,7 @@ class Evidence:
 
     @cached_property
     def glass(self) -> list[TrajectoryWithLastObs]:
-        agent = self.first.states[-1].agent
+        agent = self.initial.agent
         if is_recurrent(agent):
             raise NotApplicable("the policy has a hidden state")
         algo = self.small
@@ -169,7 +169,7 @@ class Evidence:
         return laws.ratio_is_one(self.heard)
 
     def actions(self) -> str:
-        algo, agent = self.small, self.first.states[-1].agent
+        algo, agent = self.small, self.initial.agent
         return laws.actions_unclipped(self.glass, Glass(algo.env, agent).action_space(algo.env_params))
 
     def gae(self) -> str:
@@ -210,7 +210,7 @@ class Evidence:
         agent = self.first.states[-1].agent
         if not find(agent, RunningMoments):
             raise NotApplicable("the policy keeps no statistics")
-        frozen = laws.statistics_frozen(self.heard, [seen.moments for seen in self.first.seen])
+        frozen = laws.statistics_frozen(self.heard, [np.asarray(seen.moments) for seen in self.first.seen])
         if not isinstance(agent, NormalizedActorCritic):
             return f"frozen over {frozen}"
         return f"frozen over {frozen}, then {laws.statistics_count_all(agent, [s.rollout for s in self.first.seen])} counted"

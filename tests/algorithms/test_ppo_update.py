@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import oracles
 import pytest
+from helpers import Recorder, quick_jit, small, with_limit
 
-from eqxrl import PPO, MLPActorCritic, PPOHParams
-from eqxrl.learners import swap_or_not
+from eqxrl import PPO, PPOHParams
 
 HP = PPOHParams(
     num_envs=3,
@@ -27,22 +27,6 @@ HP = PPOHParams(
     vf_coef=0.6,
     ent_coef=0.02,
 )
-
-
-def small(*spaces, key):
-    return MLPActorCritic(*spaces, hidden_sizes=(6, 5), key=key)
-
-
-class Recorder(list):
-    """`swap_or_not`, with what it returned."""
-
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-    def __call__(self, key, n):
-        order = swap_or_not(key, n)
-        jax.debug.callback(lambda order: self.append(np.asarray(order)), order, ordered=True)
-        return order
 
 
 def parameters(agent):
@@ -60,12 +44,11 @@ def with_dtype(tree, dtype):
 
 @pytest.mark.parametrize("env_id, max_steps", [("CartPole-v1", 12), ("Pendulum-v1", 7)])
 def test_equals_numpy(env_id, max_steps):
-    ppo = PPO.create(env_id, hp=HP, actor_critic=small)
-    ppo = dataclasses.replace(ppo, env_params=ppo.env_params.replace(max_steps_in_episode=max_steps))
+    ppo = with_limit(PPO.create(env_id, hp=HP, actor_critic=small), max_steps)
     orders = Recorder()
     learner = dataclasses.replace(ppo.learner, permutation=orders)
     ppo = dataclasses.replace(ppo, parts=dataclasses.replace(ppo.parts, learner=learner))
-    ts, batch = eqx.filter_jit(lambda ppo, key: ppo.get_batch(ppo.init_train_state(key), 0))(ppo, jax.random.key(0))
+    ts, batch = quick_jit(lambda ppo, key: ppo.get_batch(ppo.init_train_state(key), 0))(ppo, jax.random.key(0))
     t = batch.trajectories
     assert np.any(t.truncated & ~t.terminated)
 
@@ -82,7 +65,7 @@ def test_equals_numpy(env_id, max_steps):
     for dtype, tolerance in [(jnp.float64, 1e-9), (jnp.float32, 2e-6)]:
         orders.clear()
         with jax.enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext():
-            step = eqx.filter_jit(lambda ppo, ts, batch: ppo.training_step(0, ts, batch))
+            step = quick_jit(lambda ppo, ts, batch: ppo.training_step(0, ts, batch))
             after, _ = step(*with_dtype((ppo, ts, batch), dtype))
             jax.effects_barrier()
         expected = jax.tree.map(np.copy, params)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import probe_envs
 import pytest
+from helpers import quick_jit
 
 from eqxrl import PPO, MLPActorCritic, PPOHParams
 from eqxrl.envs import TimeLimitIsTerminal
@@ -60,7 +61,7 @@ def learned():
     envs = jax.tree.map(lambda *x: jnp.stack(x), *(getattr(probe_envs, name.split(",")[0]) for name in GAMMAS))
     limits = probe_envs.Limit(jnp.full(len(GAMMAS), 8))
     keys = jax.random.split(jax.random.key(0), len(GAMMAS))
-    values, seconds = eqx.filter_jit(eqx.filter_vmap(learn))(envs, limits, jnp.array([*GAMMAS.values()]), keys)
+    values, seconds = quick_jit(eqx.filter_vmap(learn))(envs, limits, jnp.array([*GAMMAS.values()]), keys)
     return {name: (values[i], seconds[i]) for i, name in enumerate(GAMMAS)}
 
 
@@ -102,7 +103,7 @@ def test_an_endless_episode_is_worth_more_than_its_time_limit(learned):
 def test_without_bootstrap_it_is_not():
     """The mean of what is left of 8 steps, seen from each of them: about 4.2."""
     args = TimeLimitIsTerminal(probe_envs.ENDLESS), probe_envs.Limit(8), jnp.float32(0.98), jax.random.key(0)
-    value, _ = eqx.filter_jit(learn)(*args)
+    value, _ = quick_jit(learn)(*args)
     left = [(1 - 0.98**steps) / (1 - 0.98) for steps in range(1, 9)]
     np.testing.assert_allclose(value[0], np.mean(left), atol=0.1)
 
@@ -115,7 +116,7 @@ def test_continuous_action_depends_on_the_observation():
         hp=hp,
         actor_critic=lambda *s, key: MLPActorCritic(*s, hidden_sizes=(8,), log_std_init=-1.0, key=key),
     )
-    ts, _ = ppo.train(jax.random.key(0), skip_initial_evaluation=True)
+    ts, _ = quick_jit(lambda key: ppo.train(key, skip_initial_evaluation=True))(jax.random.key(0))
     act = ppo.make_actor(ts, deterministic=True)
     for target in (-0.4, 0.0, 0.3):
         np.testing.assert_allclose(act(jnp.array([target]), jax.random.key(0)), [target], atol=0.07)

@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import probe_envs
 import pytest
+from helpers import quick_jit
 
 from eqxrl import MLPActorCritic, RolloutCollector, make
 from eqxrl.collectors import RewardScaling
@@ -98,8 +99,8 @@ def loop(env, params, agent, key, rollouts):
 def collected(request):
     env, params, agent = case(request.param)
     collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS)
-    state = eqx.filter_jit(collector.init)(env, params, agent, jax.random.key(3))
-    collect, rollouts, states = eqx.filter_jit(collector), [], [state]
+    state = quick_jit(collector.init)(env, params, agent, jax.random.key(3))
+    collect, rollouts, states = quick_jit(collector), [], [state]
     for _ in range(2):
         state, rollout = collect(env, params, agent, state)
         rollouts.append(rollout)
@@ -182,7 +183,7 @@ def test_the_action_is_stored_as_drawn_and_sent_clipped():
     agent = eqx.tree_at(lambda a: a.log_std, mlp(env, params, jax.random.key(0)), jnp.array([2.0]))
     collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS)
     state = collector.init(env, params, agent, jax.random.key(0))
-    _, rollout = eqx.filter_jit(collector)(env, params, agent, state)
+    _, rollout = quick_jit(collector)(env, params, agent, state)
     t = rollout.trajectories
     assert np.abs(t.action).max() > 4  # torque is bounded by 2
     distribution, _, _ = jax.vmap(jax.vmap(lambda obs: agent(obs, ())))(t.obs)
@@ -207,7 +208,7 @@ def test_an_environment_never_gets_an_action_from_outside_its_space():
         env.observation_space(params), env.action_space(params), hidden_sizes=(), log_std_init=2.0, key=jax.random.key(0)
     )
     collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS)
-    _, rollout = eqx.filter_jit(collector)(env, params, agent, collector.init(env, params, agent, jax.random.key(0)))
+    _, rollout = quick_jit(collector)(env, params, agent, collector.init(env, params, agent, jax.random.key(0)))
     t = rollout.trajectories
     assert np.abs(t.action).max() > 1
     np.testing.assert_array_equal(t.reward, np.clip(t.action[..., 0], -1, 1))
@@ -219,7 +220,7 @@ def test_the_first_observation_is_normalised_and_counted():
     collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS)
     state = collector.init(env, params, agent, jax.random.key(0))
     first = state.last_obs
-    collect, seen = eqx.filter_jit(collector), []
+    collect, seen = quick_jit(collector), []
     for _ in range(2):
         counted = agent
         state, rollout = collect(env, params, agent, state)
@@ -245,7 +246,7 @@ def test_scaled_rewards_and_raw_returns():
     rollouts = []
     for collector in (plain, scaled):
         state = collector.init(env, params, agent, jax.random.key(0))
-        collect = eqx.filter_jit(collector)
+        collect = quick_jit(collector)
         state, first = collect(env, params, agent, state)
         rollouts.append((first, collect(env, params, agent, state)[1]))
     for (a, b), scaling in [(pair, RewardScaling(gamma=0.9)) for pair in zip(*rollouts, strict=True)][:1]:
@@ -266,7 +267,7 @@ def test_vmapped_over_seeds_each_is_its_single_run():
         return collector(env, params, agent, state)
 
     keys = jax.random.split(jax.random.key(0), 4)
-    together, one = jax.jit(jax.vmap(run))(keys), jax.jit(run)
+    together, one = quick_jit(jax.vmap(run))(keys), quick_jit(run)
     for i in range(4):
         alone = one(keys[i])
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
@@ -282,7 +283,7 @@ def test_the_reset_strategy_is_a_part():
     for reset in (None, ResetEveryStep(), ResetWhenDone()):
         collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS, reset=reset)
         state = collector.init(env, params, agent, jax.random.key(0))
-        results.append(eqx.filter_jit(collector)(env, params, agent, state)[1])
+        results.append(quick_jit(collector)(env, params, agent, state)[1])
     assert eqx.tree_equal(*results)
 
 

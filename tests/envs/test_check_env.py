@@ -64,7 +64,9 @@ def test_all_that_is_wrong_is_listed():
 
 
 @pytest.mark.parametrize(
-    "env", [Walk(), adapt(Hooks(), Params()), TimeLimit(Walk(), 9), adapt(toy_envs.FiveValues(), Params())], ids=["walk", "hooks", "time_limit", "five_values"]
+    "env",
+    [Walk(), adapt(Hooks(), Params()), TimeLimit(Walk(), 9), adapt(toy_envs.FiveValues(), Params())],
+    ids=["walk", "hooks", "time_limit", "five_values"],
 )
 def test_environments_that_keep_the_contract(env):
     if type(env).__name__ == "FiveValueStep":

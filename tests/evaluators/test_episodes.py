@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import probe_envs
 import pytest
+from helpers import quick_jit
 
 from eqxrl import EpisodeEvaluator, MLPActorCritic, make
 from eqxrl.envs import TimeLimit
@@ -73,7 +74,7 @@ def test_equals_the_loop(name, deterministic):
     else:
         env, params, agent = probe_envs.CHAIN, probe_envs.Limit(9), Alternating()
     evaluator = EpisodeEvaluator(num_episodes=EPISODES, deterministic=deterministic)
-    metrics = eqx.filter_jit(evaluator)(env, params, agent, jax.random.key(2))
+    metrics = quick_jit(evaluator)(env, params, agent, jax.random.key(2))
     with jax.numpy_rank_promotion("allow"):
         returns, lengths = loop(env, params, agent, jax.random.key(2), int(params.max_steps_in_episode), deterministic)
     np.testing.assert_array_equal(metrics.episode_length, lengths)
@@ -95,7 +96,7 @@ def test_stochastic_and_deterministic_differ():
 def test_episodes_stop_at_the_limit():
     """The environment's own, which may be a float or traced, that of a wrapper, or the evaluator's."""
     endless, agent = probe_envs.ENDLESS, mlp(probe_envs.ENDLESS, None)
-    evaluate = eqx.filter_jit(lambda *args, **kwargs: EpisodeEvaluator(num_episodes=3, **kwargs)(*args, jax.random.key(0)))
+    evaluate = quick_jit(lambda *args, **kwargs: EpisodeEvaluator(num_episodes=3, **kwargs)(*args, jax.random.key(0)))
 
     class Float(eqx.Module):
         max_steps_in_episode: float = eqx.field(static=True, default=7.5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import quick_jit
 
 from eqxrl.learners import swap_or_not
 
@@ -14,7 +15,7 @@ from eqxrl.learners import swap_or_not
 def many(n, number, seed=0):
     """Permutations `[number n]`, each under its own key."""
     keys = jax.random.split(jax.random.key(seed), number)
-    permutations = np.asarray(jax.jit(jax.vmap(lambda key: swap_or_not(key, n)))(keys))
+    permutations = np.asarray(quick_jit(jax.vmap(lambda key: swap_or_not(key, n)))(keys))
     assert permutations.dtype == np.int32
     np.testing.assert_array_equal(np.sort(permutations, axis=1), np.broadcast_to(np.arange(n), (number, n)))
     return permutations
