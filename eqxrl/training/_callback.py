@@ -93,7 +93,8 @@ class Callback(abc.ABC):
         batch: TrajectoryWithLastObs,
         batch_idx: int,
     ) -> None:
-        """A rollout was collected and is about to be learned from; `batch_idx` counts from 0 in each epoch."""
+        """A rollout was collected, and is about to be learned from; `batch_idx` counts from 0 in each epoch. `state` is of after
+        the rollout, `trainer.state` still of before."""
 
     def on_train_batch_end(
         self,

@@ -17,6 +17,7 @@ class ProgressBar(Callback):
         """**Arguments:** `console`: a `rich.console.Console` to draw on instead."""
         self.console = console
         self._bar = None
+        self._trained = None
 
     def on_fit_start(self, trainer: Any, algo: Any, state: PPOState) -> None:
         from rich.console import Console
@@ -36,24 +37,23 @@ class ProgressBar(Callback):
             TimeRemainingColumn(),
             console=console,
         )
-        first = trainer.env_steps - trainer.iteration * algo.iteration_size
-        self._first = first
+        self._first = trainer.env_steps - trainer.iteration * algo.iteration_size
         self._task = self._bar.add_task(
             algo.env.name,
             total=trainer.num_iterations * algo.iteration_size,
-            completed=trainer.env_steps - first,
+            completed=trainer.env_steps - self._first,
             speed="",
             returns="compiling",
         )
         self._bar.start()
 
     def on_train_epoch_start(self, trainer: Any, algo: Any, state: PPOState) -> None:
-        self._time, self._env_steps = time.perf_counter(), trainer.env_steps
+        self._trained = time.perf_counter(), trainer.env_steps
 
     def on_validation_epoch_start(self, trainer: Any, algo: Any, state: PPOState) -> None:
-        if self._bar is not None and trainer.iteration > 0:
-            env_steps = (trainer.env_steps - self._env_steps) * (trainer.num_seeds or 1)
-            speed = f"{env_steps / (time.perf_counter() - self._time):,.0f}/s"
+        if self._bar is not None and self._trained is not None:
+            env_steps = (trainer.env_steps - self._trained[1]) * (trainer.num_seeds or 1)
+            speed = f"{env_steps / (time.perf_counter() - self._trained[0]):,.0f}/s"
             self._bar.update(self._task, completed=trainer.env_steps - self._first, speed=speed)
 
     def on_validation_epoch_end(self, trainer: Any, algo: Any, state: PPOState, metrics: EvalMetrics) -> None:
@@ -69,7 +69,8 @@ class ProgressBar(Callback):
 
 
 class Throughput(Callback):
-    """Logs, for each epoch, `time/env_steps_per_second` of training (evaluation and callbacks left out; of all seeds together),
+    """Logs, for each epoch, `time/env_steps_per_second` of training (evaluation left out; of all seeds together; compilation is in
+    the first),
     `time/train_seconds`, `time/evaluation_seconds`, and `time/elapsed_seconds` since the run started or was resumed."""
 
     def on_fit_start(self, trainer: Any, algo: Any, state: PPOState) -> None:

@@ -40,9 +40,7 @@ class CheckpointNotWritten(OSError):
     returned."""
 
     def __init__(self, error: OSError, result: tuple[PPOState, EvalMetrics]):
-        super().__init__(
-            error.errno, f"{error.strerror}. The run itself ended well; `result` of this error holds it", error.filename
-        )
+        super().__init__(error.errno, f"{error.strerror}. The run itself ended well; `result` of this error holds it", error.filename)
         self.result = result
 
 
@@ -78,9 +76,7 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         checkpointing = [x for x in self.callbacks if isinstance(x, Checkpointing)]
         if len(checkpointing) > 1 or (checkpointing and self.folder is None):
-            raise ValueError(
-                f"got {len(checkpointing)} Checkpointing and folder={folder}; pass at most one, and a folder with it"
-            )
+            raise ValueError(f"got {len(checkpointing)} Checkpointing and folder={folder}; pass at most one, and a folder with it")
         if self.folder is not None and not checkpointing:
             checkpointing = [Checkpointing()]
             self.callbacks += checkpointing
@@ -131,6 +127,7 @@ class Trainer:
                 self._run()
                 self._call("on_fit_end")
                 self._log_row()
+                self._leave_if_interrupted()
             except BaseException as e:
                 self._rescue(e)
                 raise
@@ -174,9 +171,10 @@ class Trainer:
         if self._is_heard("on_train_batch_start") or self._is_heard("on_train_batch_end"):
             num_iterations = 1
             batch_idx = self.iteration - (end - int(algo.chunks[self.epoch]))
-            self.state, batch = _collect((algo, jnp.int32(batch_idx), stacked), self.state)
-            self._call("on_train_batch_start", batch, batch_idx)
-            self.state, outputs = _learn((algo, jnp.int32(batch_idx), batch, stacked), self.state)
+            # self.state stays what it was until the iteration is over, so that one that fails can be gone back to.
+            collected, batch = _collect((algo, jnp.int32(batch_idx), stacked), self.state)
+            self._call("on_train_batch_start", batch, batch_idx, state=collected)
+            self.state, outputs = _learn((algo, jnp.int32(batch_idx), batch, stacked), collected)
             seen = (outputs, batch, batch_idx)
         else:
             num_iterations = end - self.iteration
@@ -229,7 +227,8 @@ class Trainer:
         is higher than any before."""
         if self._checkpoints is None:
             raise ValueError("there is no folder to write a checkpoint to; pass Trainer(folder=...)")
-        self._wanted = {"score": score}
+        scores = [x for x in (score, (self._wanted or {}).get("score")) if x is not None]
+        self._wanted = {"score": max(scores, default=None)}
 
     @property
     def num_iterations(self) -> int:
@@ -292,9 +291,7 @@ class Trainer:
             self._restore()
             return True
         if resume and rng is None and train_state is None:
-            raise FileNotFoundError(
-                errno.ENOENT, "there is no run to resume in this folder; pass rng to start one", str(self.folder)
-            )
+            raise FileNotFoundError(errno.ENOENT, "there is no run to resume in this folder; pass rng to start one", str(self.folder))
         if (rng is None) == (train_state is None):
             raise ValueError("pass either rng, to start anew, or train_state, to go on from it")
         if train_state is None:
@@ -379,10 +376,10 @@ class Trainer:
     def _is_heard(self, hook: str) -> bool:
         return any(overrides(callback, hook) for callback in self.callbacks)
 
-    def _call(self, hook: str, *args: Any) -> None:
+    def _call(self, hook: str, *args: Any, state: PPOState | None = None) -> None:
         for callback in self.callbacks:
             if overrides(callback, hook):
-                getattr(callback, hook)(self, self._algo, self.state, *args)
+                getattr(callback, hook)(self, self._algo, self.state if state is None else state, *args)
 
     def _fetch(self, more: PyTree = None) -> PyTree:
         """Brings the metrics of the epoch to the host, and `more`, in one transfer; what seeds did after they were stopped
@@ -546,7 +543,7 @@ def _num_seeds(keys: Key[Array, "..."], algo: AbstractOnPolicy) -> int | None:
     return keys.shape[0] if keys.ndim else None
 
 
-# The compiled programs. Those that take the training state in order to return it reuse its buffers.
+# The compiled programs. Those that learn reuse the buffers of the training state.
 
 
 def _for_each(f: Callable, algo: Any, stacked: bool) -> Callable:
@@ -570,7 +567,7 @@ def _iterate(kept: tuple[AbstractOnPolicy, Int[Array, ""], bool], state: PPOStat
     return _for_each(lambda algo, state: algo.iterations(state, num_iterations), algo, stacked)(state)
 
 
-@eqx.filter_jit(donate="all-except-first")
+@eqx.filter_jit
 def _collect(kept: tuple[AbstractOnPolicy, Int[Array, ""], bool], state: PPOState) -> tuple[PPOState, TrajectoryWithLastObs]:
     algo, batch_idx, stacked = kept
     return _for_each(lambda algo, state: algo.get_batch(state, batch_idx), algo, stacked)(state)

@@ -121,6 +121,12 @@ def test_every_size_and_flag_is_alive(ppo, name, alone):
     assert np.abs(old - new).max() > 1e-5
 
 
+def test_evaluations_are_as_many_and_as_long_as_asked_for():
+    ppo = tiny(num_seeds_per_eval=5, eval_freq=2 * 24, total_timesteps=6 * 24)
+    _, evaluations = eqx.filter_eval_shape(ppo.train, jax.random.key(0))
+    assert evaluations.cumulative_reward.shape == evaluations.episode_length.shape == (1 + 3, 5)
+
+
 def test_jit_is_no_jit():
     """All of Python's steps taken one by one, in a run so small that this ends."""
     hp = PPOHParams(

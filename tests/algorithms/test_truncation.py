@@ -1,4 +1,4 @@
-"""Truncation pays. Pendulum's episodes are only ever cut off: whoever takes its time limit for an end is wrong about each of them.
+"""Truncation pays. Pendulum's episodes are only ever cut off: whoever takes its time limit for an end is wrong about each.
 The exact case is in `test_probes.py`."""
 
 import equinox as eqx

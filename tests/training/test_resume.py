@@ -1,6 +1,7 @@
 """Runs that are cut off, and go on."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import same, tiny
+from rich.console import Console
 
 from eqxrl.training import (
     Callback,
@@ -22,8 +24,12 @@ from eqxrl.training import (
     Checkpoints,
     CSVLogger,
     EarlyStopping,
+    HParamLog,
     Interrupted,
     JSONLLogger,
+    NanGuard,
+    ProgressBar,
+    Throughput,
     Trainer,
     load,
     load_checkpoint,
@@ -124,9 +130,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(algo, keys, undist
     resumed = trainer()
     same(resumed.fit(algo, resume=True), result)
     assert resumed.callbacks[0].state["returns"] == tallied["returns"]
-    assert (resumed.callbacks[0].state["array"] == tallied["array"]).all() and resumed.callbacks[0].state[
-        "array"
-    ].dtype == np.int16
+    assert (resumed.callbacks[0].state["array"] == tallied["array"]).all() and resumed.callbacks[0].state["array"].dtype == np.int16
     for name in ("m.jsonl", "m.csv", "m.hyperparameters.json"):
         assert (tmp_path / name).read_text() == (folder / name).read_text()
 
@@ -147,6 +151,29 @@ def test_a_run_that_was_cut_off_between_two_iterations(algo, one, tmp_path, what
     assert len(watched) == len(cut)
     for a, b in zip(watched, cut, strict=True):  # means over lots of iterations that were cut otherwise
         assert a.keys() == b.keys() and all(b[k] == pytest.approx(a[k], rel=1e-5, abs=1e-7) for k in a)
+
+
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_a_callback_that_fails_within_an_iteration(algo, one, tmp_path, iteration):
+    with pytest.raises(ZeroDivisionError):
+        Trainer([CutOff(iteration, fail, "on_train_batch_start")], folder=tmp_path).fit(algo, one)
+    same(Trainer(folder=tmp_path).fit(algo, resume=True), Trainer().fit(algo, one))
+
+
+def test_an_interrupt_while_the_run_ends_is_not_lost(algo, one, tmp_path):
+    for resume in (False, True):
+        with pytest.raises(Interrupted, match="after iteration 7 of 7"):
+            Trainer([CutOff(7, interrupt, "on_fit_end")], folder=tmp_path).fit(algo, one, resume=resume)
+
+
+def test_members_go_on_where_an_evaluation_is_due(algo, one, tmp_path):
+    """They never saw the iterations before it start."""
+    members = lambda: [ProgressBar(Console(file=io.StringIO(), force_terminal=True)), Throughput(), NanGuard(), HParamLog()]  # noqa: E731
+    with pytest.raises(Interrupted):
+        Trainer([*members(), CutOff(4, interrupt, "on_validation_epoch_start")], folder=tmp_path).fit(algo, one)
+    with pytest.raises(ZeroDivisionError):
+        Trainer([*members(), CutOff(4, fail, "on_validation_epoch_start")], folder=tmp_path).fit(algo, resume=True)
+    same(Trainer(members(), folder=tmp_path).fit(algo, resume=True), Trainer().fit(algo, one))
 
 
 def test_interrupted_says_how_to_go_on(algo, one, tmp_path, capfd):
@@ -438,9 +465,7 @@ def test_the_state_of_a_callback(state):
         assert getattr(x, "dtype", None) == getattr(y, "dtype", None)
 
 
-@pytest.mark.parametrize(
-    "state, what", [({1: 2}, "dict"), ({"a": object()}, "object"), (np.array(["x", None]), "array of object")]
-)
+@pytest.mark.parametrize("state, what", [({1: 2}, "dict"), ({"a": object()}, "object"), (np.array(["x", None]), "array of object")])
 def test_a_state_that_can_not_be_saved_is_an_error_before_training(algo, one, tmp_path, state, what):
     callback = Tally()
     callback.state = state
