@@ -5,6 +5,7 @@ import functools
 import equinox as eqx
 import jax
 import numpy as np
+import pytest
 
 from eqxrl import PPO, MLPActorCritic, PPOHParams
 from eqxrl.learners import swap_or_not
@@ -58,3 +59,9 @@ def same(a, b, **tolerance):
             np.testing.assert_allclose(x, y, **tolerance)
         else:
             np.testing.assert_array_equal(x, y)
+
+
+def sampled(cases, every=4):
+    """For `parametrize`, where each case compiles programs of its own: one in so many runs by default, the others are slow."""
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*v, marks=[] if i % every == 0 else pytest.mark.slow) for i, v in enumerate(values)]

@@ -10,6 +10,8 @@ from eqxrl.nn._normalize import zero_moments
 
 @typed
 class RewardScalingState(eqx.Module):
+    """What `RewardScaling` carries from one rollout to the next."""
+
     returns: Float[Array, " envs"]
     """Discounted return so far of the episode under way in each environment."""
     moments: RunningMoments

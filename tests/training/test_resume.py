@@ -172,7 +172,7 @@ def test_members_go_on_where_an_evaluation_is_due(algo, one, tmp_path):
     with pytest.raises(Interrupted):
         Trainer([*members(), CutOff(4, interrupt, "on_validation_epoch_start")], folder=tmp_path).fit(algo, one)
     with pytest.raises(ZeroDivisionError):
-        Trainer([*members(), CutOff(4, fail, "on_validation_epoch_start")], folder=tmp_path).fit(algo, resume=True)
+        Trainer([*members(), CutOff(6, fail, "on_validation_epoch_start")], folder=tmp_path).fit(algo, resume=True)
     same(Trainer(members(), folder=tmp_path).fit(algo, resume=True), Trainer().fit(algo, one))
 
 
