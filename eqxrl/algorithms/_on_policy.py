@@ -161,7 +161,8 @@ class AbstractOnPolicy(eqx.Module, Generic[TEnvState, TEnvParams]):
         """
         if (rng is None) == (train_state is None):
             raise ValueError("pass either rng, to start anew, or train_state, to go on from it")
-        return _train(self, None if rng is None else as_key(rng), train_state, skip_initial_evaluation)
+        ts, evaluations, _ = _train(self, None if rng is None else as_key(rng), train_state, skip_initial_evaluation)
+        return ts, evaluations
 
     def eval_callback(self, ts: PPOState, rng: KeyLike | None = None) -> EvalMetrics:
         """Evaluates the policy, `[episodes]`. Without `rng` a key derived from the state is used, another one at each
@@ -217,19 +218,21 @@ def _act(
 @eqx.filter_jit
 def _train(
     algo: AbstractOnPolicy, rng: Key[Array, ""] | None, ts: PPOState | None, skip_initial_evaluation: bool
-) -> tuple[PPOState, EvalMetrics]:
+) -> tuple[PPOState, EvalMetrics, TrainStepMetrics]:
+    """The metrics `[chunks]` are for no one, but without them the learning would be fused into other kernels, and rounded
+    otherwise, than in `Trainer`, which shows them."""
     ts = algo.init_train_state(rng) if ts is None else ts  # pyright: ignore[reportArgumentType]
     arrays, static = eqx.partition(ts, eqx.is_array)
 
     def chunk(arrays, num_iterations):
-        ts, _ = algo.iterations(eqx.combine(arrays, static), num_iterations)
-        return eqx.filter(ts, eqx.is_array), algo.eval_callback(ts)
+        ts, metrics = algo.iterations(eqx.combine(arrays, static), num_iterations)
+        return eqx.filter(ts, eqx.is_array), (algo.eval_callback(ts), metrics)
 
-    arrays, evaluations = jax.lax.scan(chunk, arrays, jnp.asarray(algo.chunks))
+    arrays, (evaluations, metrics) = jax.lax.scan(chunk, arrays, jnp.asarray(algo.chunks))
     if not skip_initial_evaluation:
         first = algo.eval_callback(ts)
         evaluations = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, evaluations)
-    return eqx.combine(arrays, static), evaluations
+    return eqx.combine(arrays, static), evaluations, metrics
 
 
 def _tied_to(rng: Key[Array, ""], tree: T) -> T:
