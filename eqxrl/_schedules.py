@@ -1,4 +1,5 @@
 import equinox as eqx
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -15,4 +16,4 @@ class LinearSchedule(eqx.Module):
     transition_steps: int = eqx.field(static=True)
 
     def __call__(self, num_updates: Int[Array, ""] | Float[Array, ""]) -> Scalar:
-        return optax.linear_schedule(self.init_value, self.end_value, self.transition_steps)(num_updates)
+        return jnp.asarray(optax.linear_schedule(self.init_value, self.end_value, self.transition_steps)(num_updates))

@@ -27,9 +27,9 @@ from eqxrl._typing import (
 class Trajectory(eqx.Module):
     """What happened at each step, seen by the policy that acted."""
 
-    obs: Observation = leading("*batch")
+    obs: Observation = field(metadata=leading("*batch"))
     """What the policy saw, in the environment's own units."""
-    action: Action = leading("*batch")
+    action: Action = field(metadata=leading("*batch"))
     """What the policy drew, before it was clipped to the action space; `log_prob` belongs to this one."""
     log_prob: Float[Array, "*batch"]
     reward: Float[Array, "*batch"]
@@ -75,9 +75,9 @@ class TrajectoryWithLastObs(eqx.Module):
     """`[steps envs]`"""
     last_done: Bool[Array, " envs"]
     """The last step ended an episode, so `last_obs` opens a new one."""
-    last_obs: Observation = leading("envs")
+    last_obs: Observation = field(metadata=leading("envs"))
     """The observation after the last step (after a reset, where there was one)."""
-    initial_carry: Carry = field(default=(), metadata={"leading": "envs"})
+    initial_carry: Carry = field(default=(), metadata=leading("envs"))
     """The policy's hidden state before the first step; `()` for a feed-forward policy."""
     episodes: EpisodeStats = field(default_factory=no_episodes)
 
@@ -112,8 +112,8 @@ class AdvantageMinibatch(eqx.Module):
 class TrajectoryCollectionState(eqx.Module, Generic[TEnvState]):
     """Where the collector stands: everything that it needs to go on, and nothing else does."""
 
-    last_obs: Observation = leading("envs")
-    env_state: TEnvState = leading("envs")
+    last_obs: Observation = field(metadata=leading("envs"))
+    env_state: TEnvState = field(metadata=leading("envs"))
     rms_state: PyTree
     """Running statistics of the reward scaling; `()` without one. The observations' statistics travel with the policy."""
     last_done: Bool[Array, " envs"]
@@ -126,7 +126,7 @@ class TrajectoryCollectionState(eqx.Module, Generic[TEnvState]):
     episode_length: Int[Array, " envs"]
     reset_state: PyTree = ()
     """What the reset strategy keeps, such as a pool of first states."""
-    carry: Carry = field(default=(), metadata={"leading": "envs"})
+    carry: Carry = field(default=(), metadata=leading("envs"))
     """The policy's hidden state."""
 
     def __check_init__(self):

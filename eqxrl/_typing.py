@@ -71,6 +71,13 @@ def at_step(x: Schedule, num_updates: Int[Array, ""]) -> Scalar:
     return as_scalar(x(num_updates)) if callable(x) else x
 
 
+def as_number(x: Schedule) -> Scalar:
+    """A coefficient that `at_step` has been applied to."""
+    if callable(x):
+        raise TypeError(f"{x} is a schedule; take its value first, with at_step(num_updates)")
+    return x
+
+
 def as_key(rng: KeyLike) -> Key[Array, "..."]:
     """A typed key; an old-style `uint32[..., 2]` key is wrapped."""
     if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
@@ -87,38 +94,42 @@ def strong(tree: T) -> T:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype) if eqx.is_array(x) else x, tree)
 
 
-def field(
-    *,
-    default: Any = dataclasses.MISSING,
-    default_factory: Any = dataclasses.MISSING,
-    init: bool = True,
-    repr: bool = True,
-    hash: bool | None = None,
-    compare: bool = True,
-    metadata: Any = None,
-    kw_only: Any = dataclasses.MISSING,
-    static: bool | None = None,
-    converter: Callable[[Any], Any] | None = None,
-) -> Any:
-    """`dataclasses.field` for `eqx.Module`s. A field whose default is an int or a bool is static (it sets a shape or picks
-    a branch, so changing it compiles anew); any other is a leaf of the pytree, and a float default is kept as a float32
-    array, so that it can be swept by `vmap` without a recompile.
+if TYPE_CHECKING:
+    from equinox import field  # static checkers know only this one as what makes a field of a Module
+else:
 
-    - `static`: overrides the choice above.
-    - `converter`: called on the value in `__init__`; for a float default it is `as_scalar`.
-    """
-    if static is None:
-        static = isinstance(default, bool | int)
-    if converter is None and isinstance(default, float) and not static:
-        converter = as_scalar
-    kwargs: dict[str, Any] = dict(init=init, repr=repr, hash=hash, compare=compare, metadata=metadata or {}, kw_only=kw_only)
-    if default is not dataclasses.MISSING:
-        kwargs["default"] = default
-    if default_factory is not dataclasses.MISSING:
-        kwargs["default_factory"] = default_factory
-    if converter is not None:
-        kwargs["converter"] = converter
-    return eqx.field(static=static, **kwargs)
+    def field(
+        *,
+        default: Any = dataclasses.MISSING,
+        default_factory: Any = dataclasses.MISSING,
+        init: bool = True,
+        repr: bool = True,
+        hash: bool | None = None,
+        compare: bool = True,
+        metadata: Any = None,
+        kw_only: Any = dataclasses.MISSING,
+        static: bool | None = None,
+        converter: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """`dataclasses.field` for `eqx.Module`s. A field whose default is an int or a bool is static (it sets a shape or picks
+        a branch, so changing it compiles anew); any other is a leaf of the pytree, and a float default is kept as a float32
+        array, so that it can be swept by `vmap` without a recompile.
+
+        - `static`: overrides the choice above.
+        - `converter`: called on the value in `__init__`; for a float default it is `as_scalar`.
+        """
+        if static is None:
+            static = isinstance(default, bool | int)
+        if converter is None and isinstance(default, float) and not static:
+            converter = as_scalar
+        kwargs: dict[str, Any] = dict(init=init, repr=repr, hash=hash, compare=compare, metadata=metadata or {}, kw_only=kw_only)
+        if default is not dataclasses.MISSING:
+            kwargs["default"] = default
+        if default_factory is not dataclasses.MISSING:
+            kwargs["default_factory"] = default_factory
+        if converter is not None:
+            kwargs["converter"] = converter
+        return eqx.field(static=static, **kwargs)
 
 
 class ShapeError(TypeError):
@@ -135,9 +146,10 @@ def describe(x: Any) -> str:
     return type(x).__name__
 
 
-def leading(axes: str) -> Any:
-    """A field that holds a pytree (of arrays, or a struct) whose every leaf starts with `axes`, such as `"*batch"`."""
-    return field(metadata={"leading": axes})
+def leading(axes: str) -> dict[str, Any]:
+    """The metadata of a field that holds a pytree (of arrays, or a struct) whose every leaf starts with `axes`, such as
+    `"*batch"`."""
+    return {"leading": axes}
 
 
 def check_leading(struct: Any, **sizes: tuple[int, ...]) -> None:
@@ -164,20 +176,22 @@ def validate(producer: object, struct: T, *, batch: str, **sizes: int) -> T:
     if config.jaxtyping_disable:  # which turns off what checks arguments, but not `isinstance`
         return struct
     bound = {"*batch": tuple(sizes[axis] for axis in batch.split())} | {k: (v,) for k, v in sizes.items()}
-    spelled = {"*batch": " ".join(f"{axis}={sizes[axis]}" for axis in batch.split())}
+    spelled: dict[Any, Any] = {"*batch": " ".join(f"{axis}={sizes[axis]}" for axis in batch.split())}
     spelled |= {k: f"{k}={v}" for k, v in sizes.items()}
     with jaxtyped("context"):
         for axes, shape in bound.items():
-            isinstance(np.empty(shape, np.bool_), Shaped[np.ndarray, axes])  # an isinstance check binds the axis
+            axis_type: Any = Shaped[np.ndarray, axes]
+            isinstance(np.empty(shape, np.bool_), axis_type)  # an isinstance check binds the axis
         for f in dataclasses.fields(struct):  # pyright: ignore[reportArgumentType]
             value = getattr(struct, f.name)
             where = f"{type(producer).__name__} returned {type(struct).__name__}.{f.name} = {describe(value)}"
             axes = f.metadata.get("leading")
             if axes is not None and not _starts_with(value, bound[axes]):
                 raise ShapeError(f"{where}, but every leaf must start with [{spelled[axes]}]")
-            if hasattr(f.type, "dim_str") and not isinstance(value, f.type):
-                expected = " ".join(spelled.get(axis, axis) for axis in f.type.dim_str.split())  # pyright: ignore
-                raise ShapeError(f"{where}, but {_dtype_name(f.type)}[{expected}] was expected")
+            annotation: Any = f.type
+            if hasattr(annotation, "dim_str") and not isinstance(value, annotation):
+                expected = " ".join(spelled.get(axis, axis) for axis in annotation.dim_str.split())
+                raise ShapeError(f"{where}, but {_dtype_name(annotation)}[{expected}] was expected")
             if axes is None and dataclasses.is_dataclass(value):  # what has `leading` axes is a user's own, annotated for one
                 validate(producer, value, batch=batch, **sizes)
     return struct

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -21,7 +21,10 @@ HP = dataclasses.make_dataclass(
     ],
     frozen=True,
 )
-Hyperparameters: Any = Annotated[HP, tyro.conf.arg(help="Hyperparameters: fields of PPOHParams.")]
+if TYPE_CHECKING:
+    Hyperparameters = Any
+else:
+    Hyperparameters = Annotated[HP, tyro.conf.arg(help="Hyperparameters: fields of PPOHParams.")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 app = tyro.extras.SubcommandApp()
@@ -40,7 +43,7 @@ def main() -> None:
 
 @app.command
 def train(
-    env_id: tyro.conf.Positional[str | None] = None,
+    env_id: Annotated[str | None, tyro.conf.Positional] = None,
     *,
     preset: str | None = None,
     hp: Hyperparameters = HP(),
@@ -69,10 +72,10 @@ def train(
     from eqxrl.algorithms import PRESETS
     from eqxrl.training import Run, RunConfig
 
-    if (env_id is None) == (resume is None):
-        raise ValueError("name an environment, as in: eqxrl train CartPole-v1, or a run, as in: eqxrl train --resume RUN")
-    if resume is not None:
+    if resume is not None and env_id is None:
         return _fit(Run(resume), quiet, json, resume=True)
+    if env_id is None or resume is not None:
+        raise ValueError("name an environment, as in: eqxrl train CartPole-v1, or a run, as in: eqxrl train --resume RUN")
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     chosen = preset or next(iter(PRESETS.get(env_id, {})), None)

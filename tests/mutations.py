@@ -41,7 +41,7 @@ BUGS = [
     ("next values off by one", BASE, "trajectory.value[1:]", "trajectory.value[:-1]"),
     ("max for min in the surrogate", LOSS, "jnp.minimum(ratio * advantages", "jnp.maximum(ratio * advantages"),
     ("min for max in value clipping", LOSS, "jnp.maximum(error", "jnp.minimum(error"),
-    ("the entropy's sign", LOSS, "- self.ent_coef * entropy", "+ self.ent_coef * entropy"),
+    ("the entropy's sign", LOSS, "- ent_coef * entropy", "+ ent_coef * entropy"),
     ("the ratio upside down", LOSS, "distribution.log_prob(t.action) - t.log_prob", "t.log_prob - distribution.log_prob(t.action)"),
     ("the value loss without its half", LOSS, "0.5 * jnp.mean(error)", "jnp.mean(error)"),
     ("advantages are centred but not scaled", LOSS, "/ (jnp.std(minibatch.advantages) + 1e-8)", "/ 1.0"),

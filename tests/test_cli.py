@@ -14,6 +14,15 @@ QUICK = ["--hp.num-envs", "4", "--hp.num-steps", "8", "--hp.num-minibatches", "2
 QUICK += ["--hp.num-seeds-per-eval", "3", "--hp.eval-freq", "64", "--preset", "default"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """A cache of compiled programs for the commands of this file, several of which run the same one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 def eqxrl(*args, cwd, check=True):
     command = [sys.executable, "-m", "eqxrl.cli", *map(str, args)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)

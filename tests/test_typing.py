@@ -147,8 +147,8 @@ class Inner(eqx.Module):
 class Outer(eqx.Module):
     inner: Inner
     done: Bool[Array, " envs"]
-    obs: PyTree = leading("*batch")
-    carry: PyTree = leading("envs")
+    obs: PyTree = field(metadata=leading("*batch"))
+    carry: PyTree = field(metadata=leading("envs"))
     text: str = field(default="any", static=True)
 
 

@@ -5,6 +5,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from eqxrl._typing import (
@@ -80,7 +81,7 @@ class PPOHParams(eqx.Module):
 
     def _check_range(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
-        if callable(value) or isinstance(value, jax.core.Tracer):
+        if callable(value) or isinstance(value, Tracer):
             return
         if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
             raise ValueError(f"{name} must be in [{low}, {high}], got {np.asarray(value)}")
@@ -154,7 +155,7 @@ class PPO(AbstractOnPolicy[TEnvState, TEnvParams], Generic[TEnvState, TEnvParams
         """
         if (env_id is None) == (env is None):
             raise ValueError("pass either env_id, as in PPO.create('CartPole-v1'), or env, as in PPO.create(env=env)")
-        given = dict(collector=collector, advantage=advantage, learner=learner, evaluator=evaluator)
+        given: dict[str, Any] = dict(collector=collector, advantage=advantage, learner=learner, evaluator=evaluator)
         for name, part in given.items():
             if part is not None and not isinstance(part, _PART_TYPES[name]):
                 raise TypeError(f"{name} must be an {_PART_TYPES[name].__name__}, got {_name(part)}")
@@ -170,7 +171,8 @@ class PPO(AbstractOnPolicy[TEnvState, TEnvParams], Generic[TEnvState, TEnvParams
         env = adapt(env, env_params)
         check_spaces(env, env_params)
         hp = PPOHParams() if hp is None else hp
-        ppo = cls(env=env, env_params=env_params, hp=hp, parts=Parts(actor_critic=actor_critic, **given))
+        parts = Parts(actor_critic=actor_critic, **given)
+        ppo = cls(env=env, env_params=env_params, hp=hp, parts=parts)  # pyright: ignore[reportCallIssue] - AbstractVars are no fields
         eqx.filter_eval_shape(ppo.init_train_state, jax.random.key(0))  # every mismatch shows here, in a second
         return ppo
 

@@ -19,7 +19,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from eqxrl._typing import Action, Observation, check_leading, leading, strong, typed
+from eqxrl._typing import Action, Observation, check_leading, field, leading, strong, typed
 from eqxrl.envs._cond import cond_any
 from eqxrl.envs._protocol import EnvError, advance, as_flag, as_reward, final_observation, select, separable
 
@@ -28,15 +28,15 @@ from eqxrl.envs._protocol import EnvError, advance, as_flag, as_reward, final_ob
 class VecStep(eqx.Module):
     """One step of `[envs]` environments; `[steps envs]` of them after a scan."""
 
-    obs: Observation = leading("*batch")
+    obs: Observation = field(metadata=leading("*batch"))
     """Where each goes on: a first observation where the episode ended."""
-    env_state: PyTree = leading("*batch")
+    env_state: PyTree = field(metadata=leading("*batch"))
     reset_state: PyTree
     """What the strategy keeps."""
     reward: Float[Array, "*batch"]
     terminated: Bool[Array, "*batch"]
     truncated: Bool[Array, "*batch"]
-    final_obs: Observation = leading("*batch")
+    final_obs: Observation = field(metadata=leading("*batch"))
     """What each action led to; `obs` where the episode goes on."""
 
     @property

@@ -12,6 +12,7 @@
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -74,6 +75,7 @@ def gradient_update(
     params, static = eqx.partition(agent, trainable(agent))
     grads, loss_metrics = jax.grad(lambda p: loss(eqx.combine(p, static), minibatch), has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    agent = eqx.combine(optax.apply_updates(params, updates), static)
+    updated: Any = optax.apply_updates(params, updates)
+    agent = eqx.combine(updated, static)
     metrics = LearnerMetrics(loss=loss_metrics, grad_norm=optax.global_norm(grads))
     return agent, LearnerState(opt_state=opt_state, num_updates=state.num_updates + 1), metrics

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from eqxrl._structs import AdvantageMinibatch, LossMetrics
-from eqxrl._typing import Scalar, Schedule, as_schedule, at_step, field, typed
+from eqxrl._typing import Scalar, Schedule, as_number, as_schedule, at_step, field, typed
 from eqxrl.losses._base import AbstractLoss
 from eqxrl.nn import AbstractActorCritic
 
@@ -28,29 +28,30 @@ class PPOLoss(AbstractLoss):
 
     def __call__(self, agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[Scalar, LossMetrics]:
         t = minibatch.trajectories
+        clip_eps, ent_coef = as_number(self.clip_eps), as_number(self.ent_coef)
         distribution, value, _ = jax.vmap(lambda obs: agent(obs, agent.initial_carry()))(t.obs)
 
         advantages = minibatch.advantages - jnp.mean(minibatch.advantages)
         advantages = advantages / (jnp.std(minibatch.advantages) + 1e-8)
         log_ratio = distribution.log_prob(t.action) - t.log_prob
         ratio = jnp.exp(log_ratio)
-        clipped = jnp.clip(ratio, 1 - self.clip_eps, 1 + self.clip_eps)
+        clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
         policy_loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
 
         error = jnp.square(value - minibatch.targets)
         if self.clip_value:
-            near = t.value + jnp.clip(value - t.value, -self.clip_eps, self.clip_eps)
+            near = t.value + jnp.clip(value - t.value, -clip_eps, clip_eps)
             error = jnp.maximum(error, jnp.square(near - minibatch.targets))
         value_loss = 0.5 * jnp.mean(error)
 
         entropy = jnp.mean(distribution.entropy())
-        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
+        loss = policy_loss + self.vf_coef * value_loss - ent_coef * entropy
         return loss, LossMetrics(
             policy_loss=policy_loss,
             value_loss=value_loss,
             entropy=entropy,
             approx_kl=jnp.mean((ratio - 1) - log_ratio),
-            clip_fraction=jnp.mean(jnp.abs(ratio - 1) > self.clip_eps),
+            clip_fraction=jnp.mean(jnp.abs(ratio - 1) > clip_eps),
         )
 
     def at_step(self, num_updates: Int[Array, ""]) -> "PPOLoss":

@@ -80,7 +80,8 @@ def collector_laws(collector: AbstractCollector, env: Any, env_params: Any, agen
             validate(collector, rollout, batch="steps envs", **sizes)
             return state, after
 
-        laws.same_arrays(*eqx.filter_eval_shape(traced, keys[0]), "its state")
+        before, after = eqx.filter_eval_shape(traced, keys[0])
+        laws.same_arrays(before, after, "its state")
         return f"[steps={sizes['steps']} envs={sizes['envs']}]"
 
     def finite() -> str:

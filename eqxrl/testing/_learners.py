@@ -40,7 +40,7 @@ def learner_laws(learner: AbstractLearner) -> list[Law]:
     def calls():
         """Two of them, one after the other with the first one's policy, and what the loss heard."""
         spied = spy_on(learner, recorder)
-        call = eqx.filter_jit(lambda *args: (learner if spied is None else spied)(*args))
+        call = eqx.filter_jit(lambda *args: (learner if spied is None else spied)(*args))  # pyright: ignore[reportCallIssue]
         state = learner.init(agent)
         results, heard = [], []
         for rollout, key in zip(rollouts, keys):

@@ -95,7 +95,8 @@ def loss_laws(loss: AbstractLoss, kind: str) -> list[Law]:
         steps = [loss.at_step(jnp.asarray(n, jnp.int32)) for n in (0, 5)]
         for at in steps:
             assert isinstance(at, AbstractLoss), f"at_step returned {describe(at)}; return an AbstractLoss"
-        laws.same_arrays(*(eqx.filter(at, eqx.is_array) for at in steps), "the loss at steps 0 and 5")
+        first, later = (eqx.filter(at, eqx.is_array) for at in steps)
+        laws.same_arrays(first, later, "the loss at steps 0 and 5")
         return "the same kind at every step"
 
     return [

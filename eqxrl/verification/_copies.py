@@ -52,8 +52,10 @@ def edit(tree: Any, change: Callable[[eqx.Module, Any, Any], Any]) -> Any:
                 changed = change(tree, f, value)
                 new[f.name] = edit(value, change) if changed is value else changed
         return with_fields(tree, **new)
-    if type(tree) in (tuple, list):
-        return type(tree)(edit(x, change) for x in tree)
+    if type(tree) is tuple:
+        return tuple(edit(x, change) for x in tree)
+    if type(tree) is list:
+        return [edit(x, change) for x in tree]
     if type(tree) is dict:
         return {name: edit(x, change) for name, x in tree.items()}
     return tree
@@ -103,8 +105,9 @@ def scale_schedules(algo: TAlgo) -> TAlgo:
     """The algorithm whose schedules, where they are plain functions, have a factor of 1 that can be changed."""
 
     def change(module: eqx.Module, f: Any, value: Any) -> Any:
-        opaque = f.type == Schedule and callable(value) and not isinstance(value, eqx.Module)
-        return Scaled(value) if opaque else value
+        if f.type != Schedule or not callable(value) or isinstance(value, eqx.Module):
+            return value
+        return Scaled(value)
 
     return edit(algo, change)
 

@@ -395,12 +395,14 @@ def statistics_count_all(agent: Any, rollouts: Sequence[TrajectoryWithLastObs]) 
     """Mean and variance are those of every observation of these rollouts, each counted once; in float64."""
     if not isinstance(agent, NormalizedActorCritic):
         raise NotApplicable(f"{type(agent).__name__} isn't a NormalizedActorCritic")
+    total = 0
     for i, moments in enumerate(jax.tree.leaves(agent.statistics, is_leaf=lambda x: hasattr(x, "count"))):
         obs = [np.asarray(jax.tree.leaves(r.trajectories.obs)[i], np.float64) for r in rollouts]
         flat = np.concatenate([x.reshape(-1, *x.shape[2:]) for x in obs])
-        want = (flat.mean(0), flat.var(0), float(len(flat)))
+        total = len(flat)
+        want = (flat.mean(0), flat.var(0), float(total))
         close((moments.mean, moments.var, moments.count), want, "(mean, variance, count) of the observations", 1e-3)
-    return f"{len(flat)} observations"
+    return f"{total} observations"
 
 
 # Optimisers

@@ -197,14 +197,14 @@ class Evidence:
         return seen
 
     def clipping(self) -> str:
-        hp, algo = getattr(self.small, "hp", None), self.small
-        if not hasattr(hp, "max_grad_norm") or not hasattr(algo.learner, "optimizer"):
+        algo, hp = self.small, getattr(self.small, "hp", None)
+        if hp is None or not hasattr(hp, "max_grad_norm") or not hasattr(algo.learner, "optimizer"):
             raise NotApplicable("there is no hp.max_grad_norm, or the learner has no `optimizer`")
         if getattr(getattr(algo, "parts", None), "learner", None) is not None:
             raise NotApplicable("the learner that was passed brings its own clipping")
-        algo = with_fields(algo, hp=with_fields(hp, max_grad_norm=jnp.float32(0.5)))
         agent = self.initial.agent
-        return laws.global_norm_is_clipped(algo.learner.optimizer, eqx.filter(agent, trainable(agent)), 0.5)
+        learner: Any = with_fields(algo, hp=with_fields(hp, max_grad_norm=jnp.float32(0.5))).learner
+        return laws.global_norm_is_clipped(learner.optimizer, eqx.filter(agent, trainable(agent)), 0.5)
 
     def statistics(self) -> str:
         agent = self.first.states[-1].agent
@@ -277,8 +277,8 @@ class Evidence:
             )
         keys = [tuple(bits) for bits in told.episode_length]
         assert len(set(keys)) == len(keys), f"{len(keys)} evaluations of one run used {len(set(keys))} different keys"
-        given = [algo.eval_callback(run, jax.random.key(seed)).episode_length for seed in range(2)]
-        assert not np.array_equal(*given), "eval_callback ignores the rng that it is given"
+        first, second = (algo.eval_callback(run, jax.random.key(seed)).episode_length for seed in range(2))
+        assert not np.array_equal(first, second), "eval_callback ignores the rng that it is given"
 
         real = eqx.filter_jit(lambda algo, ts, key: algo.eval_callback(ts, key))
         metrics = jax.device_get(real(self.small, run, self.key))
