@@ -130,6 +130,7 @@ def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool
         if len(by_seed) > 1:
             values = (iqm(by_seed), by_seed.std(), by_seed.min(), by_seed.max(), lengths.mean())
             table.add_section()
+            table.caption = "IQM: over the seeds' means, as are std, worst and best in its row"
             table.add_row("IQM", *(f"{v:.1f}" for v in values))
         Console().print(table)
         print(f"Everything is in {folder}: play it with: eqxrl render {folder} --out episode.gif")

@@ -287,7 +287,7 @@ class TrainsStatistics(AbstractLearner):
             gradient, metrics = value(params)
             params = jax.tree.map(lambda p, g: p - 1e-2 * g, params, gradient)
         state = dataclasses.replace(state, num_updates=state.num_updates + 2)
-        return eqx.combine(params, static), state, LearnerMetrics(metrics, optax.global_norm(gradient))
+        return eqx.combine(params, static), state, LearnerMetrics(metrics, optax.tree.norm(gradient))
 
 
 def _twice(keys, epoch, n):

@@ -82,10 +82,10 @@ def planted(folder: Path, file: str, old: str, new: str) -> str:
 
 
 def first_failure(folder: Path, room: str | None) -> str | None:
-    """The first default test that fails, or None. Those of `room`, where the bug is, and of the algorithms run first."""
+    """The first default test that fails, or None. Those of `room`, where the bug is, run first, and then the algorithms'."""
     tests = folder / "tests"
     rooms = [p for p in sorted(tests.iterdir()) if p.is_dir() and any(p.glob("test_*.py"))]
-    first = [p for p in rooms if p.name in (room, "algorithms")]
+    first = [tests / name for name in dict.fromkeys([room or "algorithms", "algorithms"])]
     rest = [p for p in rooms if p not in first] + sorted(tests.glob("test_*.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(folder)}

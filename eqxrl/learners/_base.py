@@ -77,5 +77,5 @@ def gradient_update(
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     updated: Any = optax.apply_updates(params, updates)
     agent = eqx.combine(updated, static)
-    metrics = LearnerMetrics(loss=loss_metrics, grad_norm=optax.global_norm(grads))
+    metrics = LearnerMetrics(loss=loss_metrics, grad_norm=optax.tree.norm(grads))
     return agent, LearnerState(opt_state=opt_state, num_updates=state.num_updates + 1), metrics

@@ -26,8 +26,8 @@ from eqxrl.training._nan_guard import NonFinite as NonFinite
 from eqxrl.training._progress import ProgressBar as ProgressBar
 from eqxrl.training._progress import Throughput as Throughput
 from eqxrl.training._rendering import EpisodeRendering as EpisodeRendering
+from eqxrl.training._restore import load_checkpoint as load_checkpoint
 from eqxrl.training._runs import Run as Run
 from eqxrl.training._runs import RunConfig as RunConfig
 from eqxrl.training._trainer import CheckpointNotWritten as CheckpointNotWritten
 from eqxrl.training._trainer import Trainer as Trainer
-from eqxrl.training._trainer import load_checkpoint as load_checkpoint

@@ -72,8 +72,7 @@ class JSONLLogger(AbstractLogger):
 
     def log(self, env_steps: int, values: Values) -> None:
         line = json.dumps({"env_steps": env_steps, **{k: _null(x) for k, x in values.items()}}, allow_nan=False)
-        with open(self.path, "a") as file:
-            file.write(line + "\n")
+        _append(self.path, line + "\n")
 
     def close(self) -> None:
         pass
@@ -107,8 +106,7 @@ class CSVLogger(AbstractLogger):
                 earlier = list(csv.DictReader(file))
             _replace(self.path, self._lines([dict(zip(self._columns, self._columns)), *earlier, row]))
         else:
-            with open(self.path, "a", newline="") as file:
-                file.write(self._lines([row]))
+            _append(self.path, self._lines([row]))
 
     def _lines(self, rows: Iterable[Mapping[str, Any]]) -> str:
         buffer = io.StringIO()
@@ -194,6 +192,17 @@ def _start_file(path: Path, hyperparameters: dict[str, Any], resumed_at: int | N
         path.with_suffix(".hyperparameters.json").write_text(json.dumps(hyperparameters, indent=2) + "\n")
     else:
         _replace(path, kept(path.read_text(), resumed_at))
+
+
+def _append(path: Path, text: str) -> None:
+    """The whole text or, where the disk is full, nothing of it: half a row would spoil the next one too."""
+    size = path.stat().st_size
+    try:
+        with open(path, "a", newline="") as file:
+            file.write(text)
+    except OSError:
+        os.truncate(path, size)
+        raise
 
 
 def _replace(path: Path, text: str) -> None:

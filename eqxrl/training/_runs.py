@@ -115,7 +115,8 @@ class Run:
         from eqxrl.viz import Curve
 
         path = self.folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have torn the last one
         rows = [row for row in rows if "eval/return_mean" in row]
         if not rows:
             raise FileNotFoundError(f"{self.folder} has no evaluations yet; go on with it: eqxrl train --resume {self.folder}")

@@ -11,28 +11,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Key, PyTree
 
-from eqxrl._structs import EvalMetrics, TrainStepMetrics, TrajectoryWithLastObs
+from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl._typing import KeyLike, as_key
 from eqxrl.algorithms import AbstractOnPolicy, PPOState
+from eqxrl.training import _programs as programs
 from eqxrl.training._callback import Callback, decode_state, encode_state, overrides
 from eqxrl.training._checkpointing import Checkpointing
 from eqxrl.training._checkpoints import Checkpoints
-from eqxrl.training._files import CheckpointDamaged, CheckpointMismatch, read_metadata
 from eqxrl.training._interrupts import Interrupted, Interrupts
 from eqxrl.training._loggers import AbstractLogger
 from eqxrl.training._metrics import (
     Sums,
     add_metrics,
-    flat,
     hyperparameters,
     mean_metrics,
     plain,
     summarize_evaluation,
     summarize_training,
-    swept_axes,
 )
+from eqxrl.training._restore import checkpoint_files, read_run, room_for_evaluations, stack
 
 
 class CheckpointNotWritten(OSError):
@@ -133,7 +132,7 @@ class Trainer:
                 raise
             finally:
                 self._close(closing)
-        metrics = _stack(self.evaluations, self.num_seeds is not None)
+        metrics = stack(self.evaluations, self.num_seeds is not None)
         if self._unwritten is not None:
             raise CheckpointNotWritten(self._unwritten, (self.state, metrics)) from self._unwritten
         return self.state, metrics
@@ -172,15 +171,15 @@ class Trainer:
             num_iterations = 1
             batch_idx = self.iteration - (end - int(algo.chunks[self.epoch]))
             # self.state stays what it was until the iteration is over, so that one that fails can be gone back to.
-            collected, batch = _collect((algo, jnp.int32(batch_idx), stacked), self.state)
+            collected, batch = programs.collect((algo, jnp.int32(batch_idx), stacked), self.state)
             self._call("on_train_batch_start", batch, batch_idx, state=collected)
-            self.state, outputs = _learn((algo, jnp.int32(batch_idx), batch, stacked), collected)
+            self.state, outputs = programs.learn((algo, jnp.int32(batch_idx), batch, stacked), collected)
             seen = (outputs, batch, batch_idx)
         else:
             num_iterations = end - self.iteration
-            self.state, outputs = _iterate((algo, jnp.int32(num_iterations), stacked), self.state)
+            self.state, outputs = programs.iterate((algo, jnp.int32(num_iterations), stacked), self.state)
         if stopped is not None:
-            self.state = _keep(jnp.asarray(stopped), before, self.state)
+            self.state = programs.keep(jnp.asarray(stopped), before, self.state)
         jax.block_until_ready(eqx.filter(self.state, eqx.is_array))
         self._pending.append((num_iterations, stopped, outputs))
         self.iteration += num_iterations
@@ -189,7 +188,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self._call("on_validation_epoch_start")
-        evaluation = _evaluate((self._algo, self.num_seeds is not None), self.state)
+        evaluation = programs.evaluate((self._algo, self.num_seeds is not None), self.state)
         if self._live_loggers or self._is_heard("on_validation_epoch_end"):
             evaluation = self._fetch(evaluation)
         if self._live_loggers:
@@ -280,7 +279,7 @@ class Trainer:
         self._safe = False  # is there a checkpoint of this run?
         if resume and self.folder is None:
             raise ValueError("resume=True needs a folder to resume from; pass Trainer(folder=...)")
-        there = self.folder is not None and bool(_files(self.folder))
+        there = self.folder is not None and bool(checkpoint_files(self.folder))
         if there and not resume:
             raise FileExistsError(
                 errno.EEXIST,
@@ -297,7 +296,7 @@ class Trainer:
         if train_state is None:
             keys = as_key(rng)  # pyright: ignore[reportArgumentType]
             self.num_seeds = _num_seeds(keys, algo)
-            self.state = _init(algo, keys)
+            self.state = programs.init(algo, keys)
         else:
             self.num_seeds = _num_seeds(train_state.rng, algo)
             self.state = train_state
@@ -420,7 +419,7 @@ class Trainer:
         self._fetch()
         self.evaluations = jax.device_get(self.evaluations)
         if self._room is None:
-            self._room = _room_for_evaluations(self._algo, self.state, self._skip_initial_evaluation)
+            self._room = room_for_evaluations(self._algo, self.state, self._skip_initial_evaluation)
         for i, evaluation in enumerate(self.evaluations):
             jax.tree.map(lambda room, x, i=i: np.copyto(room[i], x), self._room, evaluation)
         states = {name: callback.state for name, callback in zip(self._names, self.callbacks, strict=True)}
@@ -454,7 +453,7 @@ class Trainer:
         return path
 
     def _restore(self) -> None:
-        metadata, self.state, self.evaluations = _read(self.folder, self._algo)  # pyright: ignore[reportArgumentType]
+        metadata, self.state, self.evaluations = read_run(self.folder, self._algo)  # pyright: ignore[reportArgumentType]
         run = metadata["run"]
         self.iteration = metadata["iteration"]
         self.num_seeds, self.stopped = run["num_seeds"], None if run["stopped"] is None else np.array(run["stopped"], bool)
@@ -465,74 +464,6 @@ class Trainer:
         self._callback_states = {name: decode_state(x) for name, x in metadata["callbacks"].items()}
 
 
-def load_checkpoint(folder: str | Path, algo: AbstractOnPolicy, *, best: bool = False) -> tuple[PPOState, EvalMetrics]:
-    """The training state in the newest checkpoint of a run, or in the best one, and the evaluations up to then, shaped as `fit`
-    returns them.
-
-    **Arguments:** `folder` as it was given to `Trainer`; the algorithm of the run.
-
-    **Raises:** `FileNotFoundError`, `CheckpointMismatch`, `CheckpointDamaged`.
-    """
-    _, state, evaluations = _read(Path(folder), algo, best=best)
-    return state, _stack(evaluations, state.rng.ndim > 0)
-
-
-def _read(folder: Path, algo: AbstractOnPolicy, *, best: bool = False) -> tuple[dict[str, Any], PPOState, list[EvalMetrics]]:
-    """A checkpoint's metadata, training state and evaluations."""
-    checkpoints = Checkpoints(folder)
-    read = checkpoints.best if best else checkpoints.latest
-    metadata = _first_metadata([folder / "best.eqx"] if best else _files(folder))
-    if metadata is None:
-        read({})  # raises, and says why none can be read
-    try:
-        run, stored = metadata["run"], flat(metadata["hyperparameters"])  # pyright: ignore[reportOptionalSubscript]
-        num_seeds, skip_initial_evaluation = run["num_seeds"], run["skip_initial_evaluation"]
-        keys = jax.random.key(0, impl=run["key_impl"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointMismatch(f"the checkpoints in {folder} weren't written by a Trainer; read them with eqxrl.load") from e
-    present = flat(hyperparameters(algo))
-    changed = [
-        f"\n  {k}: the run has {stored.get(k)}, the algorithm {present.get(k)}"
-        for k in sorted({*stored, *present})
-        if stored.get(k) != present.get(k)
-    ]
-    if changed:
-        raise CheckpointMismatch(
-            f"the run in {folder} isn't one of this algorithm:{''.join(changed)}\nPass the algorithm that it was started with. "
-            "To go on with other hyperparameters, pass the state that load_checkpoint returns as train_state, in a new folder"
-        )
-    state = eqx.filter_eval_shape(_init, algo, keys if num_seeds is None else jax.random.split(keys, num_seeds))
-    like = {"train_state": state, "evaluations": _room_for_evaluations(algo, state, skip_initial_evaluation)}
-    tree, metadata = read(like)
-    evaluations = [jax.tree.map(lambda x, i=i: x[i], tree["evaluations"]) for i in range(metadata["run"]["num_evaluations"])]
-    return metadata, tree["train_state"], evaluations
-
-
-def _files(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(folder.glob("checkpoint-*.eqx"), reverse=True)
-
-
-def _first_metadata(paths: list[Path]) -> dict[str, Any] | None:
-    for path in paths:
-        try:
-            return read_metadata(path)
-        except (CheckpointDamaged, FileNotFoundError):
-            continue
-    return None
-
-
-def _room_for_evaluations(algo: AbstractOnPolicy, state: PPOState, skip_initial_evaluation: bool) -> EvalMetrics:
-    """Of a whole run, `[evals ...]`, however many there are yet, so that all checkpoints of a run have the same shapes."""
-    num_evaluations = len(algo.chunks) + (not skip_initial_evaluation)
-    one = eqx.filter_eval_shape(_evaluate, (algo, state.rng.ndim > 0), state)
-    return jax.tree.map(lambda x: np.zeros((num_evaluations, *x.shape), x.dtype), one)
-
-
-def _stack(evaluations: list[EvalMetrics], stacked: bool) -> EvalMetrics:
-    return jax.tree.map(lambda *x: jnp.stack(x, axis=1 if stacked else 0), *evaluations)
-
-
 def _num_seeds(keys: Key[Array, "..."], algo: AbstractOnPolicy) -> int | None:
     swept = {x.shape for x in jax.tree.leaves(getattr(algo, "hp", None)) if eqx.is_array(x) and x.ndim}
     if keys.ndim > 1 or (swept and swept != {keys.shape}):
@@ -541,60 +472,6 @@ def _num_seeds(keys: Key[Array, "..."], algo: AbstractOnPolicy) -> int | None:
             "key, or [seeds] of them, and hyperparameters that are scalars, or [seeds] as well"
         )
     return keys.shape[0] if keys.ndim else None
-
-
-# The compiled programs. Those that learn reuse the buffers of the training state.
-
-
-def _for_each(f: Callable, algo: Any, stacked: bool) -> Callable:
-    """`f(algo, *args)` as a function of `args`; for each seed, if they are stacked."""
-    if not stacked:
-        return lambda *args: f(algo, *args)
-    axes = jax.tree.map(lambda _: None, algo)
-    if hasattr(algo, "hp"):
-        axes = eqx.tree_at(lambda algo: algo.hp, axes, swept_axes(algo.hp), is_leaf=lambda x: x is None)
-    return lambda *args: eqx.filter_vmap(f, in_axes=(axes, *[eqx.if_array(0)] * len(args)))(algo, *args)
-
-
-@eqx.filter_jit
-def _init(algo: AbstractOnPolicy, keys: Key[Array, "..."]) -> PPOState:
-    return _for_each(lambda algo, key: algo.init_train_state(key), algo, keys.ndim > 0)(keys)
-
-
-@eqx.filter_jit(donate="all-except-first")
-def _iterate(kept: tuple[AbstractOnPolicy, Int[Array, ""], bool], state: PPOState) -> tuple[PPOState, TrainStepMetrics]:
-    algo, num_iterations, stacked = kept
-    return _for_each(lambda algo, state: algo.iterations(state, num_iterations), algo, stacked)(state)
-
-
-@eqx.filter_jit
-def _collect(kept: tuple[AbstractOnPolicy, Int[Array, ""], bool], state: PPOState) -> tuple[PPOState, TrajectoryWithLastObs]:
-    algo, batch_idx, stacked = kept
-    return _for_each(lambda algo, state: algo.get_batch(state, batch_idx), algo, stacked)(state)
-
-
-@eqx.filter_jit(donate="all-except-first")
-def _learn(
-    kept: tuple[AbstractOnPolicy, Int[Array, ""], TrajectoryWithLastObs, bool], state: PPOState
-) -> tuple[PPOState, TrainStepMetrics]:
-    algo, batch_idx, batch, stacked = kept
-    return _for_each(lambda algo, state, batch: algo.training_step(batch_idx, state, batch), algo, stacked)(state, batch)
-
-
-@eqx.filter_jit
-def _evaluate(kept: tuple[AbstractOnPolicy, bool], state: PPOState) -> EvalMetrics:
-    algo, stacked = kept
-    return _for_each(lambda algo, state: algo.eval_callback(state), algo, stacked)(state)
-
-
-@eqx.filter_jit
-def _keep(stopped: Bool[Array, " seeds"], before: PPOState, after: PPOState) -> PPOState:
-    """The state before for seeds that are stopped, after for the others."""
-
-    def leaf(b: Any, a: Any) -> Any:
-        return jnp.where(stopped.reshape(-1, *[1] * (a.ndim - 1)), b, a) if eqx.is_array(a) else a
-
-    return jax.tree.map(leaf, before, after)
 
 
 def _copy(tree: PyTree) -> PyTree:

@@ -68,7 +68,7 @@ def test_equals_a_plain_optax_chain_bitwise(agent, rollout):
     def update(params, opt_state, minibatch, rate):
         grads = jax.grad(lambda p: PPOLoss(clip_eps=0.1)(eqx.combine(p, static), minibatch)[0])(params)
         updates, opt_state = chain.update(grads, opt_state)
-        return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state, optax.global_norm(grads)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state, optax.tree.norm(grads)
 
     opt_state, norms = chain.init(params), []
     for k in range(UPDATES):

@@ -1,8 +1,8 @@
 """The tests marked slow use Lightning itself, which isn't among the test dependencies, since it brings torch:
 
 pip install torch --index-url https://download.pytorch.org/whl/cpu
-pip install 'eqxrl[lightning]'
-pytest -m slow tests/training/test_lightning.py
+pip install -e '.[lightning]'
+pytest -m slow -n 0 tests/training/test_lightning.py
 """
 
 import csv

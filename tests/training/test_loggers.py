@@ -193,6 +193,27 @@ def test_callbacks_can_log(algo, three):
     assert logger.rows[5:] == [(24 * 7, {"mine/end": True})]
 
 
+@pytest.mark.parametrize("logger", [JSONLLogger, CSVLogger])
+def test_a_full_disk_leaves_no_half_rows(logger, tmp_path):
+    """The files may grow no further than a few bytes into the next row."""
+    resource = pytest.importorskip("resource")
+    path, limits = tmp_path / "metrics", resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = logger(path)
+    writer.start({}, None)
+    for step in (0, 1):
+        writer.log(step, {"a": 1.5, "b": 2.5})
+    whole = path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 4, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            writer.log(2, {"a": 1.5, "b": 2.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
+    writer.log(3, {"a": 1.5, "b": 2.5})
+    assert path.read_bytes().startswith(whole) and path.read_bytes().count(b"\n") == whole.count(b"\n") + 1
+
+
 def test_tensorboard(algo, three, tmp_path):
     tensorboardX = pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event

@@ -9,7 +9,7 @@ import pytest
 from helpers import same, tiny
 
 from eqxrl.training import Callback, Trainer, get_error_from_metrics
-from eqxrl.training import _trainer as trainer_module
+from eqxrl.training import _programs as programs
 
 HOOKS = [name for name, x in vars(Callback).items() if callable(x) and not name.startswith("_")]
 
@@ -108,7 +108,7 @@ def test_hyperparameters_are_swept_along(algo, three):
 
 
 def test_one_compilation_whatever_the_chunks(algo, one):
-    count = lambda: trainer_module._iterate._cached._cache_size()  # noqa: E731
+    count = lambda: programs.iterate._cached._cache_size()  # noqa: E731
     Trainer().fit(algo, one)
     before = count()
     Trainer().fit(algo, one)
@@ -168,18 +168,18 @@ def test_what_the_hooks_get(algo, keys):
 def test_an_epochs_metrics_are_those_of_iterations(algo, one):
     callback = recording("on_train_epoch_end")
     Trainer([callback]).fit(algo, one)
-    state = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, trainer_module._init(algo, one))
+    state = jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, programs.init(algo, one))
     for (_, _, (outputs,)), n in zip(callback.calls, algo.chunks, strict=True):
-        state, metrics = trainer_module._iterate((algo, jnp.int32(n), False), state)
+        state, metrics = programs.iterate((algo, jnp.int32(n), False), state)
         for f in dataclasses.fields(metrics):
             np.testing.assert_array_equal(getattr(outputs, f.name), getattr(metrics, f.name))
 
 
 def test_a_hook_that_is_not_overridden_costs_nothing(algo, one, monkeypatch):
     fetched, chunks = [], []
-    monkeypatch.setattr(trainer_module.jax, "device_get", lambda x, get=jax.device_get: fetched.append(x) or get(x))
-    iterate = trainer_module._iterate
-    monkeypatch.setattr(trainer_module, "_iterate", lambda kept, state: chunks.append(int(kept[1])) or iterate(kept, state))
+    monkeypatch.setattr(jax, "device_get", lambda x, get=jax.device_get: fetched.append(x) or get(x))
+    iterate = programs.iterate
+    monkeypatch.setattr(programs, "iterate", lambda kept, state: chunks.append(int(kept[1])) or iterate(kept, state))
 
     def cost(*hooks):
         fetched.clear(), chunks.clear()
