@@ -270,7 +270,8 @@ class Trainer:
         self._sums: Sums = {}
         self._row: dict[str, Any] = {}
         self._last_row = -1
-        self._room: EvalMetrics | None = None
+        self._room: EvalMetrics | None = None  # `[evals ...]`, in which the first `_num_stored` evaluations are
+        self._num_stored = 0
         self._live_loggers: list[AbstractLogger] = []
         self._failed_loggers: set[int] = set()
         self._callback_states: dict[str, Any] = {}
@@ -417,11 +418,13 @@ class Trainer:
     def _write(self, score: float | None = None) -> Path | None:
         """The whole of where the run stands, as one file; `None`, and a warning, if it couldn't be written."""
         self._fetch()
-        self.evaluations = jax.device_get(self.evaluations)
         if self._room is None:
             self._room = room_for_evaluations(self._algo, self.state, self._skip_initial_evaluation)
-        for i, evaluation in enumerate(self.evaluations):
+        new = slice(self._num_stored, len(self.evaluations))
+        self.evaluations[new] = jax.device_get(self.evaluations[new])
+        for i, evaluation in enumerate(self.evaluations[new], self._num_stored):
             jax.tree.map(lambda room, x, i=i: np.copyto(room[i], x), self._room, evaluation)
+        self._num_stored = len(self.evaluations)
         states = {name: callback.state for name, callback in zip(self._names, self.callbacks, strict=True)}
         metadata = {
             "hyperparameters": self._config,
