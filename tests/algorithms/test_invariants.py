@@ -179,6 +179,20 @@ def test_the_order_of_the_environments_does_not_matter(ppo):
     same(after.agent, other.agent, rtol=1e-4, atol=1e-5)
 
 
+def test_the_policys_statistics_are_of_each_observation_once(ppo):
+    ts = quick_jit(lambda ppo, key: ppo.init_train_state(key))(ppo, jax.random.key(0))
+    step = quick_jit(lambda ppo, ts: (ppo.get_batch(ts, 0)[1].trajectories.obs, ppo.iteration(ts, 0)[0]))
+    seen = []
+    for _ in range(3):
+        obs, ts = step(ppo, ts)
+        seen.append(np.asarray(obs, np.float64))
+    seen = np.concatenate(seen).reshape(-1, 4)
+    moments = ts.agent.statistics
+    assert moments.count == len(seen) == 3 * 24
+    np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moments.var, seen.var(0), rtol=1e-4)
+
+
 def test_the_unit_of_the_reward_does_not_matter_once_rewards_are_scaled():
     hp = PPOHParams(num_envs=3, num_steps=8, num_epochs=2, num_minibatches=4, num_seeds_per_eval=2, normalize_rewards=True)
     results = []

@@ -154,3 +154,8 @@ def test_schedules():
         np.testing.assert_allclose(now.ent_coef, 0.5 * 0.5**num_updates, rtol=1e-6)
         assert now.vf_coef == 0.25 and now.clip_value
     assert not PPOLoss(clip_value=False).at_step(jnp.int32(3)).clip_value
+
+
+def test_a_schedule_is_no_number(case):
+    with pytest.raises(TypeError, match=r"schedule.* is a schedule; take its value first, with at_step\(num_updates\)"):
+        PPOLoss(clip_eps=optax.linear_schedule(0.2, 0.0, 8))(*case)
