@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             _ZOO,
             dict(
                 num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984,
-                learning_rate=1e-3, clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, max_grad_norm=0.5,
+                learning_rate=1e-3, clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, max_grad_norm=0.5, clip_value=False,
             ),
             anneal=("learning_rate", "clip_eps"),
         ),
@@ -88,6 +88,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             dict(
                 num_envs=16, num_steps=256, num_minibatches=64, num_epochs=4, total_timesteps=499_712, eval_freq=49_152,
                 normalize_observations=True, normalize_rewards=True, gae_lambda=0.94, ent_coef=0.0, max_grad_norm=0.5,
+                clip_value=False,
             ),
         ),
     },
