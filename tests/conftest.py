@@ -18,6 +18,13 @@ def pytest_sessionstart():
     set_cpu_flags()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Those that a module compiled are of no use to the next one, and all of them together would take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)
