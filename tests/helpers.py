@@ -61,7 +61,7 @@ def same(a, b, **tolerance):
             np.testing.assert_array_equal(x, y)
 
 
-def sampled(cases, every=4):
+def sampled(cases, every=8):
     """For `parametrize`, where each case compiles programs of its own: one in so many runs by default, the others are slow."""
     values = [case if isinstance(case, tuple) else (case,) for case in cases]
     return [pytest.param(*v, marks=[] if i % every == 0 else pytest.mark.slow) for i, v in enumerate(values)]
