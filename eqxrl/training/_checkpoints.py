@@ -64,7 +64,7 @@ class Checkpoints:
         taken = {"iteration", "score"} & set(metadata or {})
         if taken:
             raise ValueError(f"metadata must not hold {sorted(taken)}; pass them as arguments of save")
-        for later, path in self._files():
+        for later, path in self.files():
             if later > iteration and _is_whole(path):
                 raise ValueError(
                     f"iteration {iteration} would not be the latest in {self.folder}, which holds iteration {later}; pass "
@@ -77,7 +77,7 @@ class Checkpoints:
         if score is not None and score > self._best_score():
             write(self._best, parts)
         whole = 0
-        for _, older in self._files():
+        for _, older in self.files():
             if whole == self.keep:
                 older.unlink()
             elif _is_whole(older):
@@ -92,7 +92,7 @@ class Checkpoints:
         **Raises:** `CheckpointMismatch` (see `eqxrl.load`; an older checkpoint is no answer to that), `FileNotFoundError` where
         there is none, `CheckpointDamaged` where all are damaged.
         """
-        files = self._files()
+        files = self.files()
         if not files:
             raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this folder", str(self.folder))
         damage = []
@@ -129,7 +129,7 @@ class Checkpoints:
             warnings.warn(f"{e} It is replaced by the present checkpoint.", stacklevel=3)
             return -math.inf
 
-    def _files(self) -> list[tuple[int, Path]]:
+    def files(self) -> list[tuple[int, Path]]:
         """Iterations and paths, newest first."""
         matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("checkpoint-*.eqx")]
         return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)

@@ -32,7 +32,7 @@ def read_run(folder: Path, algo: AbstractOnPolicy, *, best: bool = False) -> tup
     """A checkpoint's metadata, training state and evaluations."""
     checkpoints = Checkpoints(folder)
     read = checkpoints.best if best else checkpoints.latest
-    metadata = _first_metadata([folder / "best.eqx"] if best else checkpoint_files(folder))
+    metadata = _first_metadata([folder / "best.eqx"] if best else [path for _, path in checkpoints.files()])
     if metadata is None:
         read({})  # raises, and says why none can be read
     try:
@@ -57,11 +57,6 @@ def read_run(folder: Path, algo: AbstractOnPolicy, *, best: bool = False) -> tup
     tree, metadata = read(like)
     evaluations = [jax.tree.map(lambda x, i=i: x[i], tree["evaluations"]) for i in range(metadata["run"]["num_evaluations"])]
     return metadata, tree["train_state"], evaluations
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(folder.glob("checkpoint-*.eqx"), reverse=True)
 
 
 def _first_metadata(paths: list[Path]) -> dict[str, Any] | None:

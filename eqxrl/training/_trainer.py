@@ -31,7 +31,7 @@ from eqxrl.training._metrics import (
     summarize_evaluation,
     summarize_training,
 )
-from eqxrl.training._restore import checkpoint_files, read_run, room_for_evaluations, stack
+from eqxrl.training._restore import read_run, room_for_evaluations, stack
 
 
 class CheckpointNotWritten(OSError):
@@ -280,7 +280,7 @@ class Trainer:
         self._safe = False  # is there a checkpoint of this run?
         if resume and self.folder is None:
             raise ValueError("resume=True needs a folder to resume from; pass Trainer(folder=...)")
-        there = self.folder is not None and bool(checkpoint_files(self.folder))
+        there = self._checkpoints is not None and bool(self._checkpoints.files())
         if there and not resume:
             raise FileExistsError(
                 errno.EEXIST,

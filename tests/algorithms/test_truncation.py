@@ -39,6 +39,7 @@ def test_pendulum_is_learned_better_with_bootstrap():
         _, metrics = eqx.filter_vmap(lambda key, ppo=ppo: ppo.train(key, skip_initial_evaluation=True))(keys)
         returns.append(metrics.cumulative_reward[:, -1].mean(-1))
     with_bootstrap, without = returns
-    print(f"with bootstrap {with_bootstrap}, without {without}")
-    assert scipy.stats.mannwhitneyu(with_bootstrap, without, alternative="greater").pvalue < 0.01
+    p = scipy.stats.mannwhitneyu(with_bootstrap, without, alternative="greater").pvalue
+    print(f"\nwith bootstrap {with_bootstrap.mean():.0f}, without {without.mean():.0f}, p = {p:.1g}")
+    assert p < 0.01
     assert with_bootstrap.mean() > -250
