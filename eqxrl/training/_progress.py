@@ -70,8 +70,8 @@ class ProgressBar(Callback):
 
 class Throughput(Callback):
     """Logs, for each epoch, `time/env_steps_per_second` of training (evaluation left out; of all seeds together; compilation is in
-    the first),
-    `time/train_seconds`, `time/evaluation_seconds`, and `time/elapsed_seconds` since the run started or was resumed."""
+    the first), `time/train_seconds`, `time/evaluation_seconds`, and `time/elapsed_seconds` since the run started or was
+    resumed."""
 
     def on_fit_start(self, trainer: Any, algo: Any, state: PPOState) -> None:
         self._started = time.perf_counter()
