@@ -14,7 +14,6 @@ from eqxrl._typing import (
     Action,
     Carry,
     Observation,
-    Scalar,
     TEnvState,
     check_leading,
     field,
@@ -55,10 +54,10 @@ class Trajectory(eqx.Module):
 class EpisodeStats(eqx.Module):
     """Sums over the episodes that ended during a rollout; constant memory however many there were."""
 
-    count: Scalar
-    total_return: Scalar
+    count: Float[Array, "*seeds"]
+    total_return: Float[Array, "*seeds"]
     """Undiscounted, in the environment's own reward units, whatever the training rewards are scaled by."""
-    total_length: Scalar
+    total_length: Float[Array, "*seeds"]
     """In steps of one environment."""
 
 
@@ -125,7 +124,7 @@ class TrajectoryCollectionState(eqx.Module, Generic[TEnvState]):
     """Of the episode under way."""
     episode_length: Int[Array, " envs"]
     reset_state: PyTree = ()
-    """What the reset strategy keeps, such as a pool of first states."""
+    """What the stepper keeps, such as a pool of first states."""
     carry: Carry = field(default=(), metadata=leading("envs"))
     """The policy's hidden state."""
 
@@ -134,49 +133,46 @@ class TrajectoryCollectionState(eqx.Module, Generic[TEnvState]):
 
 
 @typed
-class LossMetrics(eqx.Module):
-    """What a loss has to say about one minibatch, besides its value. A loss without one of these leaves it at 0."""
-
-    policy_loss: Scalar = field(default=0.0)
-    value_loss: Scalar = field(default=0.0)
-    entropy: Scalar = field(default=0.0)
-    """Nats."""
-    approx_kl: Scalar = field(default=0.0)
-    """Nats; E[(r - 1) - log r], http://joschu.net/blog/kl-approx.html."""
-    clip_fraction: Scalar = field(default=0.0)
-    """The share of samples whose ratio was outside the clip range."""
-    extra: dict[str, Scalar] = field(default_factory=dict)
-    """Anything else that a custom loss reports, by name."""
-
-
-@typed
-class LearnerMetrics(eqx.Module):
-    """Means over all minibatches of one call of a learner."""
-
-    loss: LossMetrics
-    grad_norm: Scalar
-    """Global norm of the gradient, before any clipping."""
-
-
-@typed
 class TrainStepMetrics(eqx.Module):
     """One training iteration, at no cost of evaluation and in constant memory."""
 
-    policy_loss: Float[Array, "*seeds"]
-    value_loss: Float[Array, "*seeds"]
-    entropy: Float[Array, "*seeds"]
-    approx_kl: Float[Array, "*seeds"]
-    clip_fraction: Float[Array, "*seeds"]
-    grad_norm: Float[Array, "*seeds"]
-    explained_variance: Float[Array, "*seeds"]
-    """1 - Var(targets - values) / Var(targets), of the values that the rollout was collected with."""
-    num_episodes: Float[Array, "*seeds"]
-    """How many episodes ended during the rollout."""
-    episode_return: Float[Array, "*seeds"]
-    """Their mean undiscounted return; 0 where there were none."""
-    episode_length: Float[Array, "*seeds"]
-    """Their mean length in steps; 0 where there were none."""
-    extra: dict[str, Float[Array, "*seeds"]] = field(default_factory=dict)
+    means: dict[str, Float[Array, "*seeds"]]
+    """By name, such as `policy_loss`; over several iterations they are averaged."""
+    episodes: EpisodeStats
+    """Of the episodes that ended in the iteration; over several iterations they are summed."""
+
+
+@typed
+class Transition(eqx.Module):
+    """One step of the environment, as an off-policy algorithm stores it."""
+
+    obs: Observation = field(metadata=leading("*batch"))
+    action: Action = field(metadata=leading("*batch"))
+    """What the policy chose, before it was clipped to the action space."""
+    reward: Float[Array, "*batch"]
+    next_obs: Observation = field(metadata=leading("*batch"))
+    """What the action led to; never the first observation of the next episode."""
+    terminated: Bool[Array, "*batch"]
+    """The MDP ended at this step: `next_obs` has no value."""
+    truncated: Bool[Array, "*batch"]
+    """The episode was cut off at this step; `next_obs` has a value all the same, unless `terminated`."""
+
+    @property
+    def done(self) -> Bool[Array, "*batch"]:
+        """The episode ended at this step, either way."""
+        return self.terminated | self.truncated
+
+    def __check_init__(self):
+        check_leading(self, batch=self.reward.shape)
+
+
+@typed
+class Transitions(eqx.Module):
+    """What was collected for a replay buffer."""
+
+    transitions: Transition
+    """`[steps envs]`"""
+    episodes: EpisodeStats
 
 
 @typed

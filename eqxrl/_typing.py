@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from beartype import beartype
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt32, config, install_import_hook, jaxtyped
 
 if os.environ.get("EQXRL_TYPECHECK", "0") not in ("", "0"):
@@ -45,12 +46,48 @@ Observation = PyTree[Shaped[Array, "..."]]
 Action = PyTree[Shaped[Array, "..."]]
 Carry = PyTree
 """The hidden state of a recurrent policy; `()` for a feed-forward one."""
-KeyLike = Key[Array, "..."] | UInt32[Array, "..."]
+KeyLike = Key[Array, "..."] | UInt32[Array, "..."] | int
+"""A typed key, an old-style one, or a seed."""
 
 
 def typed(cls: type[T]) -> type[T]:
-    """Class decorator: the constructor checks every annotated field with beartype, whatever the switches say."""
+    """Class decorator: the constructor checks every annotated field with beartype, whatever the switches say. A field annotated
+    `Scalar` or `Schedule` must be one number (or a schedule): jaxtyping checks what goes into a converter, not what comes out."""
+    own_check = vars(cls).get("__check_init__")
+
+    def __check_init__(self):
+        check_numbers(self)
+        if own_check is not None:
+            own_check(self)
+
+    if any(annotation in (Scalar, Schedule) for annotation in vars(cls).get("__annotations__", {}).values()):
+        cls.__check_init__ = __check_init__  # pyright: ignore[reportAttributeAccessIssue]
     return jaxtyped(typechecker=beartype)(cls)
+
+
+def within(low: float, high: float = float("inf"), *, open_low: bool = False) -> dict[str, Any]:
+    """The metadata of a number's field: the range that it must lie in. `open_low`: it can't be `low` itself."""
+    return {"within": (low, high, open_low)}
+
+
+def check_numbers(struct: Any) -> None:
+    """For `__check_init__`: every field annotated `Scalar` or `Schedule` is one number (or a schedule), not NaN, and in its range."""
+    for f in dataclasses.fields(struct):
+        value = getattr(struct, f.name)
+        if f.type not in (Scalar, Schedule) or callable(value) or config.jaxtyping_disable:
+            continue
+        name = f"{type(struct).__name__}.{f.name}"
+        if np.shape(value) != ():
+            raise ShapeError(
+                f"{name} must be one number, got {describe(value)}; to train with several values, vmap over them, or pass the "
+                "trainer `axes`"
+            )
+        if isinstance(value, Tracer | jax.ShapeDtypeStruct):
+            continue
+        low, high, open_low = f.metadata.get("within", (-np.inf, np.inf, False))
+        number = float(value)
+        if not low <= number <= high or (open_low and number == low):
+            raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {number:g}")
 
 
 def as_scalar(x: float | int | np.ndarray | np.generic | Array) -> Shaped[Array, "..."]:
@@ -58,11 +95,13 @@ def as_scalar(x: float | int | np.ndarray | np.generic | Array) -> Shaped[Array,
     width under `jax_enable_x64` only where they already are arrays."""
     if isinstance(x, Array) and jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(x.dtype)
+    if isinstance(x, str):  # which NumPy would read as a number
+        raise TypeError(f"a number is needed, got {x!r}")
     return jnp.asarray(x, dtype=jnp.float32)
 
 
 def as_schedule(x: float | int | np.ndarray | np.generic | Array | Callable) -> Shaped[Array, "..."] | Callable:
-    """A number becomes a float32 array (several of them, to be swept by `vmap`, one); a schedule stays what it is."""
+    """A number becomes a float32 array; a schedule stays what it is."""
     return x if callable(x) else as_scalar(x)
 
 
@@ -79,12 +118,14 @@ def as_number(x: Schedule) -> Scalar:
 
 
 def as_key(rng: KeyLike) -> Key[Array, "..."]:
-    """A typed key; an old-style `uint32[..., 2]` key is wrapped."""
+    """A typed key; an old-style `uint32[..., 2]` key is wrapped, and an int is a seed."""
+    if isinstance(rng, int):
+        return jax.random.key(rng)
     if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         return rng
     if rng.ndim == 0 or rng.shape[-1] != 2:
         raise ValueError(
-            f"rng must be a JAX key, got uint32{list(rng.shape)}; pass jax.random.key(seed), or jax.random.split of one"
+            f"rng must be a JAX key or a seed, got uint32{list(rng.shape)}; pass jax.random.key(seed), or jax.random.split of one"
         )
     return jax.random.wrap_key_data(rng)
 
@@ -163,16 +204,19 @@ def check_leading(struct: Any, **sizes: tuple[int, ...]) -> None:
             )
 
 
-def validate(producer: object, struct: T, *, batch: str, **sizes: int) -> T:
+def validate(producer: object, struct: T, *, batch: str, kind: type | None = None, **sizes: int) -> T:
     """Check `struct`, which `producer` (a part) has just returned, against its annotations and the sizes that hold here. vmap
     and scan rebuild structs without calling `__init__`, and a name bound in one struct does not bind in another, so a
     struct's own check isn't enough.
 
     - `batch`: what `*batch` stands for, as in `"steps envs"`.
+    - `kind`: the class that it must be of.
     - `sizes`: the size of each axis, as in `steps=64, envs=8`.
 
     **Raises:** `ShapeError`, which names the part's class, the field, the axes expected and the shape got.
     """
+    if kind is not None and not isinstance(struct, kind):
+        raise ShapeError(f"{type(producer).__name__} returned {describe(struct)}, but must return {kind.__name__}")
     if config.jaxtyping_disable:  # which turns off what checks arguments, but not `isinstance`
         return struct
     bound = {"*batch": tuple(sizes[axis] for axis in batch.split())} | {k: (v,) for k, v in sizes.items()}
@@ -193,7 +237,7 @@ def validate(producer: object, struct: T, *, batch: str, **sizes: int) -> T:
                 expected = " ".join(spelled.get(axis, axis) for axis in annotation.dim_str.split())
                 raise ShapeError(f"{where}, but {_dtype_name(annotation)}[{expected}] was expected")
             if axes is None and dataclasses.is_dataclass(value):  # what has `leading` axes is a user's own, annotated for one
-                validate(producer, value, batch=batch, **sizes)
+                validate(producer, value, batch=batch, kind=None, **sizes)
     return struct
 
 

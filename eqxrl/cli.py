@@ -1,130 +1,210 @@
 """The `eqxrl` command. Exit codes: 0 done, 1 it failed (or `verify` found something), 2 the command line or the files that it
 names are wrong, 130 interrupted (143 by SIGTERM); the run can be resumed then."""
 
+import ast
+import contextlib
 import dataclasses
-import json
+import inspect
+import json as json_module
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import equinox as eqx
+import jax
+import numpy as np
 import tyro
 
-from eqxrl import PPOHParams, set_cpu_flags
+from eqxrl import EpisodeEvaluator, set_cpu_flags
+from eqxrl import verify as check
+from eqxrl.algorithms import PRESETS
+from eqxrl.algorithms import preset as find_preset
+from eqxrl.training import Interrupted, ProgressBar, Run
+from eqxrl.training._metrics import plain
+from eqxrl.training._runs import find_algorithm
+from eqxrl.viz import iqm, plot_learning_curves
 
-# tyro takes jaxtyping's scalars for constants, so the command line has a plain mirror of the hyperparameters, where `None`
-# means: as in the preset.
-HP = dataclasses.make_dataclass(
-    "HP",
-    [
-        (f.name, (type(f.default) if isinstance(f.default, int) else float) | None, dataclasses.field(default=None))
-        for f in dataclasses.fields(PPOHParams)
-    ],
-    frozen=True,
-)
-if TYPE_CHECKING:
-    Hyperparameters = Any
-else:
-    Hyperparameters = Annotated[HP, tyro.conf.arg(help="Hyperparameters: fields of PPOHParams.")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
-app = tyro.extras.SubcommandApp()
+_WITH_VALUE = ("--algo", "--preset", "--seed", "--seeds", "--out", "--name", "--resume")
+"""Options of `train` and `verify`, besides hyperparameters, that are followed by a value."""
 
 
 def main() -> None:
     """The entry point."""
     set_cpu_flags()
     try:
-        code = app.cli(prog="eqxrl", description="Reinforcement learning in JAX and Equinox.")
+        code = _app(sys.argv[1:]).cli(prog="eqxrl", description="Reinforcement learning in JAX and Equinox.")
     except (ValueError, TypeError, OSError, IndexError, ImportError) as error:
         print(f"eqxrl: {error}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
 
-@app.command
-def train(
-    env_id: Annotated[str | None, tyro.conf.Positional] = None,
-    *,
-    preset: str | None = None,
-    hp: Hyperparameters = HP(),
-    seed: int = 0,
-    seeds: int = 1,
-    out: Path = Path("runs"),
-    name: str | None = None,
-    resume: Path | None = None,
-    quiet: Flag = False,
-    json: Flag = False,
-) -> int:
-    """Train one agent, or many at once, and leave a folder with all there is to see.
+class _Chosen:
+    """What a command line says is to be trained.
 
-    Args:
-        env_id: A gymnax environment, such as CartPole-v1.
-        preset: A tuned configuration; the environment's first one if there is any. "default" is PPOHParams as it is.
-        hp: Hyperparameters that differ from the preset's.
-        seed: The same seed gives the same run.
-        seeds: How many agents to train at once.
-        out: Where run folders go.
-        name: The run's folder in there, instead of a number.
-        resume: Go on with this run instead, given its folder.
-        quiet: Print nothing but errors.
-        json: Print the result as JSON and nothing else.
+    It is read twice. Which hyperparameters there are, and their values where none are given, depends on the environment, the
+    algorithm and the preset, or on the run to be resumed: these are looked for first, and then everything is parsed.
     """
-    from eqxrl.algorithms import PRESETS
-    from eqxrl.training import Run, RunConfig
 
-    if resume is not None and env_id is None:
-        return _fit(Run(resume), quiet, json, resume=True)
-    if env_id is None or resume is not None:
-        raise ValueError("name an environment, as in: eqxrl train CartPole-v1, or a run, as in: eqxrl train --resume RUN")
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    chosen = preset or next(iter(PRESETS.get(env_id, {})), None)
-    given = {field: value for field, value in dataclasses.asdict(hp).items() if value is not None}
-    config = RunConfig(env_id, None if chosen == "default" else chosen, given, seed=seed, num_seeds=seeds)
-    config.create()  # what is wrong with it shows before there is a folder
-    return _fit(Run.new(config, out, name), quiet, json, resume=False)
+    def __init__(self, argv: list[str]):
+        self.options, tokens = {}, iter(argv)
+        for token in tokens:
+            option, equals, value = token.partition("=")
+            if option.startswith("--hp.") or option in _WITH_VALUE:
+                self.options[option] = value if equals else next(tokens, "?")  # if it is missing, the parser says so
+            elif not token.startswith("-"):
+                self.options.setdefault("environment", token)
+        self.env_id, self.preset = self.options.get("environment"), None
+        if self.options.get("--resume", "?") != "?":
+            hp = Run(self.options["--resume"]).config.create().hp
+            source = "of the run, of which only total_timesteps can be changed, to more"
+        else:
+            name, wanted = self.options.get("--algo", "ppo"), self.options.get("--preset")
+            self.cls = find_algorithm(name)
+            there = PRESETS.get(self.env_id or "", {}).get(name, {})
+            if self.env_id and wanted != "default" and (wanted or there):
+                self.preset = find_preset(self.env_id, name, wanted)
+            hp = self.preset.hparams() if self.preset else self.cls.HParams()
+            source = f"of {self.cls.__name__}, " + (f"preset {self.preset.name}" if self.preset else "its defaults")
+        self.HP, self.about = self._flags(hp), f"Hyperparameters {source}."
+
+    def _flags(self, hp: Any) -> Any:
+        """A dataclass for tyro, which takes jaxtyping's scalars for constants."""
+        fields, docs, annealed = [], _field_docs(type(hp)), self.preset.anneal if self.preset else ()
+        for f in dataclasses.fields(hp):
+            value, text = getattr(hp, f.name), docs.get(f.name, "")
+            if f.name in annealed:
+                value, text = value.init_value, f"{text} It goes linearly to 0 over the run."
+            value = plain(value) if hasattr(value, "shape") and not value.shape else value
+            kind: Any = tyro.conf.FlagConversionOff[bool] if isinstance(value, bool) else type(value)
+            if value is None or callable(value):
+                text, value, kind = f"{text} {value}, if no number is given.", None, float | None
+            elif not isinstance(value, bool | int | float | str):
+                continue  # what can't be written on a command line
+            fields.append((f.name, Annotated[kind, tyro.conf.arg(help=text.strip())], dataclasses.field(default=value)))
+        return dataclasses.make_dataclass("HP", fields, frozen=True)
+
+    def given(self, hp: Any) -> dict[str, Any]:
+        """The hyperparameters that were set on the command line."""
+        return {f.name: getattr(hp, f.name) for f in dataclasses.fields(hp) if getattr(hp, f.name) != f.default}
+
+    def create(self, hp: Any) -> Any:
+        """The algorithm."""
+        if self.env_id is None:
+            raise ValueError("name an environment, as in: eqxrl train CartPole-v1, or a run, as in: eqxrl train --resume RUN")
+        given = self.given(hp)
+        return self.preset.create(**given) if self.preset else self.cls.create(self.env_id, hp=self.cls.HParams(**given))
+
+    def resumed(self, hp: Any) -> Any:
+        """The run to go on with, extended if that was asked for."""
+        run, given = Run(self.options["--resume"]), self.given(hp)
+        others = [x for x in self.options if not x.startswith("--hp.") and x != "--resume"]
+        others += [f"--hp.{x.replace('_', '-')}" for x in given if x != "total_timesteps"]
+        if others:
+            raise ValueError(f"a run is resumed as it was started; leave out {', '.join(others)} (only --hp.total-timesteps may grow)")
+        if given:
+            run.extend(given["total_timesteps"])
+        return run
 
 
-def _fit(run: Any, quiet: bool, as_json: bool, *, resume: bool) -> int:
-    from eqxrl.training import CSVLogger, Interrupted, JSONLLogger, ProgressBar, Trainer
-
-    silent = quiet or as_json
-    if run.finished:
-        raise ValueError(f"{run.folder} has finished; its policy is {run.policy}")
-    if not silent:
-        c = run.config
-        print(f"{c.env_id}, preset {c.preset or 'default'}, {c.num_seeds} seed{'s' * (c.num_seeds > 1)}, into {run.folder}")
-    trainer = Trainer(
-        callbacks=[] if silent else [ProgressBar()],
-        loggers=[JSONLLogger(run.folder / "metrics.jsonl"), CSVLogger(run.folder / "metrics.csv")],
-        folder=run.checkpoints,
-    )
-    try:
-        state, metrics = trainer.fit(run.config.create(), run.config.keys(), resume=resume)
-    except Interrupted as interruption:
-        print(f"eqxrl: {interruption}\nGo on with: eqxrl train --resume {run.folder}", file=sys.stderr)
-        return 128 + interruption.signal
-    run.finish(state)
-    _report(run.folder, metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1], quiet, as_json, trainer.env_steps)
-    return 0
+def _field_docs(cls: type) -> dict[str, str]:
+    """The docstrings of a dataclass's fields, which Python itself doesn't keep."""
+    docs: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+        for statement, after in zip(body, body[1:]):
+            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                docs[ast.unparse(statement.target)] = " ".join(str(after.value.value).split())
+    return docs
 
 
-def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool, env_steps: int | None = None) -> None:
-    """The final evaluation, `[seeds episodes]`, as a table or JSON."""
-    import numpy as np
+def _app(argv: list[str]) -> Any:
+    app = tyro.extras.SubcommandApp()
+    chosen = _Chosen(argv[1:]) if argv and argv[0] in ("train", "verify") else None
+    HP: Any = Annotated[chosen.HP, tyro.conf.arg(help=chosen.about)] if chosen else Any
+    default: Any = chosen.HP() if chosen else None
+    tuned = chosen.preset.name if chosen and chosen.preset else "default"
 
-    from eqxrl.viz import iqm
+    @app.command
+    def train(
+        env_id: tyro.conf.Positional[str | None] = None, *, algo: str = "ppo", preset: str = tuned, seed: int = 0, seeds: int = 1,
+        hp: HP = default,  # pyright: ignore[reportInvalidTypeForm]
+        out: Path = Path("runs"), name: str | None = None, resume: Path | None = None, quiet: Flag = False, json: Flag = False,
+    ) -> int:
+        """Train one agent, or many at once, and leave a folder with all there is to see.
 
+        Args:
+            env_id: A gymnax environment, such as CartPole-v1, or one of your own, path/to/file.py:Name.
+            algo: ppo, a2c, dqn, or one of your own, path/to/file.py:Class.
+            preset: A tuned configuration; the environment's first one if there is any. "default" is the algorithm as it is.
+            hp: Hyperparameters.
+            seed: The same seed gives the same run.
+            seeds: How many agents to train at once.
+            out: Where run folders go.
+            name: The run's folder in there, instead of a number.
+            resume: Go on with this run instead, given its folder; with --hp.total-timesteps, to more than it was started for.
+            quiet: Print nothing but errors.
+            json: Print the result as JSON and nothing else.
+        """
+        assert chosen is not None
+        if resume is not None:
+            run = chosen.resumed(hp)
+        else:
+            if seeds < 1:
+                raise ValueError(f"--seeds must be at least 1, got {seeds}")
+            made, preset_name = chosen.create(hp), chosen.preset and chosen.preset.name
+            run = Run.new(made, out, name, seed=seed, num_seeds=seeds, env_id=chosen.env_id, preset=preset_name)
+        silent = quiet or json
+        if not silent:
+            c = run.config
+            what = f"{c.algorithm_name} on {c.env}, preset {c.preset or 'default'}"
+            print(f"{what}, {c.num_seeds} seed{'s' * (c.num_seeds > 1)}, into {run.folder}")
+        try:
+            _, metrics = run.fit([] if silent else [ProgressBar()])
+        except Interrupted as interruption:
+            print(f"eqxrl: {interruption}\nGo on with: eqxrl train --resume {run.folder}", file=sys.stderr)
+            return 128 + interruption.signal
+        steps = int(run.curve().env_steps[-1])
+        _report(run.folder, metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1], quiet, json, steps)
+        return 0
+
+    for command in (evaluate, render, plot, runs):
+        app.command(command)
+
+    @app.command
+    def verify(
+        env_id: tyro.conf.Positional[str | None] = None, *, algo: str = "ppo", preset: str = tuned, seed: int = 0, quiet: Flag = False,
+        hp: HP = default,  # pyright: ignore[reportInvalidTypeForm]
+    ) -> int:
+        """Check for the usual mistakes what `train` with the same options would train, and print what held.
+
+        Args:
+            env_id: As for train.
+            algo: As for train.
+            preset: As for train.
+            hp: Hyperparameters.
+            seed: Of the networks and environments that are tried.
+            quiet: Print nothing; the exit code tells.
+        """
+        assert chosen is not None
+        return 0 if check(chosen.create(hp), key=seed, quiet=quiet).ok else 1
+
+    return app
+
+
+def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool, env_steps: int) -> None:
+    """The evaluation of the policies after so many env steps, `[seeds episodes]`, as a table or JSON."""
     by_seed = np.asarray(returns, np.float64).mean(-1)
     if as_json:
-        steps = {} if env_steps is None else {"env_steps": env_steps}
-        content = dict(run=str(folder), **steps, returns=by_seed.tolist(), iqm=float(iqm(by_seed)))
-        print(json.dumps(content))
+        print(json_module.dumps(dict(run=str(folder), env_steps=env_steps, returns=by_seed.tolist(), iqm=float(iqm(by_seed)))))
     elif not quiet:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("seed", "mean return", "std", "worst", "best", "mean length", title=f"{returns.shape[-1]} episodes")
+        title = f"{returns.shape[-1]} episodes after {env_steps:,} env steps"
+        table = Table("seed", "mean return", "std", "worst", "best", "mean length", title=title)
         for i, (x, n) in enumerate(zip(np.asarray(returns, np.float64), np.asarray(lengths), strict=True)):
             table.add_row(str(i), *(f"{v:.1f}" for v in (x.mean(), x.std(), x.min(), x.max(), n.mean())))
         if len(by_seed) > 1:
@@ -136,89 +216,72 @@ def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool
         print(f"Everything is in {folder}: play it with: eqxrl render {folder} --out episode.gif")
 
 
-@app.command
 def evaluate(
-    run: tyro.conf.Positional[Path],
-    *,
-    episodes: int = 128,
-    seed: int = 0,
-    stochastic: Flag = False,
-    quiet: Flag = False,
-    json: Flag = False,
+    run: tyro.conf.Positional[Path], *, episodes: int = 128, best: Flag = False, seed: int = 0, stochastic: Flag = False,
+    quiet: Flag = False, json: Flag = False,
 ) -> int:
-    """Play whole episodes with the policies of a run.
+    """Play whole episodes with the policies of a run, finished or not.
 
     Args:
         run: The run's folder.
         episodes: How many, for each of the run's policies.
+        best: The policies with the best evaluation so far, instead of the newest.
         seed: Of the environments.
-        stochastic: Draw actions instead of taking the likeliest.
+        stochastic: Explore, instead of taking the actions that the policy holds best.
         quiet: Print nothing but errors.
         json: Print the result as JSON and nothing else.
     """
-    import equinox as eqx
-    import jax
-
-    from eqxrl import EpisodeEvaluator
-    from eqxrl.training import Run
-
-    folder = Run(run)
-    evaluator = EpisodeEvaluator(num_episodes=episodes, deterministic=not stochastic)
-    algo, agents = folder.load_all()
-    keys = jax.random.split(jax.random.key(seed), folder.config.num_seeds)
-    play = eqx.filter_jit(eqx.filter_vmap(lambda agent, key: evaluator(algo.env, algo.env_params, agent, key)))
-    metrics = play(agents, keys)
-    _report(run, metrics.cumulative_reward, metrics.episode_length, quiet, json)
+    opened = Run(run)
+    algo, states = opened.load(None, best=best)
+    own = algo.evaluator if isinstance(algo.evaluator, EpisodeEvaluator) else EpisodeEvaluator(num_episodes=1)
+    evaluator = dataclasses.replace(own, num_episodes=episodes, deterministic=not stochastic)
+    keys = jax.random.split(jax.random.key(seed), opened.config.num_seeds)
+    play = eqx.filter_jit(eqx.filter_vmap(lambda ts, key: evaluator(algo.env, algo.env_params, algo.policy(ts), key)))
+    metrics = play(states, keys)
+    _report(run, metrics.cumulative_reward, metrics.episode_length, quiet, json, algo.env_steps(states))
     return 0
 
 
-@app.command
 def render(
-    run: tyro.conf.Positional[Path], *, out: Path = Path("episode.gif"), member: int = 0, seed: int = 0, quiet: Flag = False
+    run: tyro.conf.Positional[Path], *, out: Path = Path("episode.gif"), member: int = 0, best: Flag = False, seed: int = 0,
+    quiet: Flag = False,
 ) -> int:
-    """Draw an episode of a run's policy as a GIF.
+    """Draw an episode of a run's policy as a GIF, whether the run has finished or not.
 
     Args:
         run: The run's folder.
         out: The GIF.
         member: Which of the run's policies.
+        best: The policy with the best evaluation so far, instead of the newest.
         seed: Of the environment.
         quiet: Print nothing but errors.
     """
-    import jax
-
-    from eqxrl.training import Run
-
-    algo, state = Run(run).load(member)
+    algo, state = Run(run).load(member, best=best)
     path = algo.visualize(state, out, jax.random.key(seed))
     if not quiet:
         print(path)
     return 0
 
 
-@app.command
 def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, out: Path = Path("learning_curves.png"), quiet: Flag = False) -> int:
-    """Draw the learning curves of one or several runs: IQM over seeds, with a 95 % bootstrap band.
+    """Draw the learning curves of one or several runs of one environment: IQM over seeds, with a 95 % bootstrap band.
 
     Args:
         runs: Their folders.
         out: The PNG.
         quiet: Print nothing but errors.
     """
-    from eqxrl.training import Run
-    from eqxrl.viz import plot_learning_curves
-
-    if not runs:
-        raise ValueError("name at least one run's folder")
     opened = [Run(folder) for folder in runs]
-    envs = {run.config.env_id for run in opened}
-    path = plot_learning_curves({str(run.folder): run.curve() for run in opened}, out, title=", ".join(sorted(envs)))
+    envs = {run.config.env: str(run.folder) for run in opened}
+    if len(envs) != 1:
+        found = ", ".join(f"{folder} of {env}" for env, folder in envs.items()) or "none"
+        raise ValueError(f"name runs of one environment: returns of different ones don't belong on one axis; got {found}")
+    path = plot_learning_curves({str(run.folder): run.curve() for run in opened}, out, title=next(iter(envs)))
     if not quiet:
         print(path)
     return 0
 
 
-@app.command
 def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = False) -> int:
     """List the runs in a folder.
 
@@ -226,73 +289,40 @@ def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = Fals
         folder: Where they are.
         json: Print them as JSON.
     """
-    import json as json_module
-
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
 
-    from eqxrl.training import Run
-    from eqxrl.viz import iqm
-
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    rows = []
-    for path in sorted(folder.iterdir()):
-        if not (path / "config.json").is_file():
-            continue
-        run = Run(path)
-        row = dict(run=str(path), **dataclasses.asdict(run.config), finished=run.finished, env_steps=None, iqm=None)
+    found, rows = [], []
+    for path in sorted(folder.glob("*/config.json")):
         try:
+            run = Run(path.parent)
+        except ValueError as error:
+            print(f"eqxrl: {error}", file=sys.stderr)
+            continue
+        row = dict(run=str(run.folder), **dataclasses.asdict(run.config), finished=run.finished, env_steps=None, iqm=None)
+        with contextlib.suppress(FileNotFoundError):  # killed before its first evaluation
             curve = run.curve()
-        except FileNotFoundError:
-            pass  # killed before its first evaluation
-        else:
             row |= dict(env_steps=int(curve.env_steps[-1]), iqm=float(iqm(curve.returns)[-1]))
-        rows.append(row)
+        found, rows = [*found, run], [*rows, row]
     if json:
         print(json_module.dumps(rows))
         return 0
-    table = Table(
-        Column("run", no_wrap=True),
-        Column("environment", no_wrap=True),
-        Column("options", overflow="fold"),
-        Column("seeds", justify="right"),
-        Column("env steps", justify="right"),
-        Column("IQM", justify="right"),
-        "done",
-        caption="IQM: of the last evaluation's mean returns, over seeds",
-    )
-    for row in rows:
-        options = " ".join([row["preset"] or "default", *(f"{k}={v}" for k, v in row["hp"].items())])
+    width = min(28, max((len(run.folder.name) for run in found), default=3))
+    columns = [Column("run", overflow="fold", width=width), Column("what", overflow="fold")]
+    columns += [Column("env steps", justify="right", no_wrap=True), Column("IQM", justify="right", no_wrap=True)]
+    caption = "IQM: of the last evaluation's mean returns, over seeds"
+    table = Table(*columns, "done", box=SIMPLE_HEAD, pad_edge=False, caption=caption)
+    for run, row in zip(found, rows, strict=True):
+        c = run.config
+        what = f"{c.algorithm_name} on {c.env}, {c.preset or 'default'}, {c.num_seeds} seed{'s' * (c.num_seeds > 1)}"
+        options = (f"{k}={v}" for k, v in c.options().items())
         last = ("", "") if row["iqm"] is None else (f"{row['env_steps']:,}", f"{row['iqm']:.1f}")
-        cells = (row["run"], row["env_id"], options, str(row["num_seeds"]), *last, "yes" if row["finished"] else "no")
-        table.add_row(*cells)
+        table.add_row(run.folder.name, " ".join([what, *options]), *last, "yes" if run.finished else "no")
     Console().print(table)
     return 0
-
-
-@app.command
-def verify(
-    env_id: tyro.conf.Positional[str],
-    *,
-    preset: str | None = None,
-    hp: Hyperparameters = HP(),
-    quiet: Flag = False,
-) -> int:
-    """Check an assembled PPO for the usual mistakes, and print what held.
-
-    Args:
-        env_id: A gymnax environment.
-        preset: A tuned configuration; PPOHParams as it is if none is given.
-        hp: Hyperparameters that differ from it.
-        quiet: Print nothing; the exit code tells.
-    """
-    from eqxrl.training import RunConfig
-    from eqxrl.verification import verify as check
-
-    given = {field: value for field, value in dataclasses.asdict(hp).items() if value is not None}
-    report = check(RunConfig(env_id, preset, given).create(), quiet=quiet)
-    return 0 if report.ok else 1
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 import tempfile
 from pathlib import Path
 
-import jax
-
 from eqxrl import PPO, Callback, PPOHParams, Trainer
 from eqxrl.training import EarlyStopping, JSONLLogger
 
@@ -28,7 +26,7 @@ def main(total_timesteps: int = 100_000, folder: str | None = None) -> list[floa
     diary = Diary()
     callbacks = [diary, EarlyStopping(threshold=450.0)]
     trainer = Trainer(callbacks, loggers=[JSONLLogger(folder / "metrics.jsonl")], folder=folder / "checkpoints")
-    trainer.fit(ppo, jax.random.key(0))  # after a kill: fit(ppo, resume=True) goes on from the newest checkpoint
+    trainer.fit(ppo, 0)  # after a kill, fit(ppo, resume=True) goes on; with a larger total_timesteps also after the end
     print("stopped early:", trainer.stop_reason)
     return diary.state
 

@@ -35,7 +35,7 @@ def main(total_timesteps: int = 50_000) -> float:
     print("return before:", metrics.cumulative_reward[0].mean(), " after:", metrics.cumulative_reward[-1].mean())
 
     try:
-        PPO.create("CartPole-v1", hp=hp, advantage=Broken()).train(jax.random.key(0))
+        PPO.create("CartPole-v1", hp=hp, advantage=Broken())
     except ShapeError as error:
         print(error)
     return float(metrics.cumulative_reward[-1].mean())

@@ -16,7 +16,8 @@ def main(num_iterations: int = 60) -> float:
         ts, rollout = get_batch(ts, i)  # rollout.trajectories.obs is [steps envs obs]
         ts, metrics = training_step(i, ts, rollout)
         if i % 10 == 9:
-            print(f"{ppo.env_steps(ts):6} steps: return {metrics.episode_return:5.1f}, approx_kl {metrics.approx_kl:.4f}")
+            mean_return = metrics.episodes.total_return / metrics.episodes.count
+            print(f"{ppo.env_steps(ts):6} steps: return {mean_return:5.1f}, approx_kl {metrics.means['approx_kl']:.4f}")
 
     act = ppo.make_actor(ts, deterministic=True)
     print("action for an upright pole:", act(rollout.last_obs[0] * 0, jax.random.key(1)))

@@ -17,17 +17,18 @@ from eqxrl import (
     AbstractLearner,
     AbstractLoss,
     EvalMetrics,
-    LossMetrics,
     MinibatchLearner,
     PPOLoss,
     RolloutCollector,
+    TransitionCollector,
+    UniformBuffer,
 )
-from eqxrl._structs import LearnerMetrics
 from eqxrl.advantages import next_values
-from eqxrl.envs import AbstractReset, ResetEveryStep, to_env_action
-from eqxrl.learners import LearnerState, swap_or_not
-from eqxrl.learners._base import flatten, gradient_update, init_learner_state
+from eqxrl.buffers import AbstractBuffer
+from eqxrl.envs import AbstractStepper, AbstractWrapper, ResetWhenDone
+from eqxrl.learners import LearnerState, flatten, gradient_update, init_learner_state, swap_or_not
 from eqxrl.nn import AbstractActorCritic, AbstractDistribution, Categorical, DiagGaussian, observe
+from eqxrl.spaces import Box, Discrete, as_space, to_env_action
 
 # Advantages
 
@@ -163,7 +164,7 @@ class DeadClip(AbstractLoss):
 
 
 def metric(**change):
-    return Loss(lambda agent, m, loss, metrics: (loss, dataclasses.replace(metrics, **{k: f(metrics) for k, f in change.items()})))
+    return Loss(lambda agent, m, loss, metrics: (loss, metrics | {k: f(metrics) for k, f in change.items()}))
 
 
 def _neighbours(agent, m, loss, metrics):
@@ -171,12 +172,13 @@ def _neighbours(agent, m, loss, metrics):
 
 
 LOSSES = {
-    "no metrics": Loss(lambda agent, m, loss, metrics: (loss, {})),
+    "no metrics": Loss(lambda agent, m, loss, metrics: loss),
     "not a scalar": Loss(lambda agent, m, loss, metrics: (loss[None], metrics)),
     "a sum": Loss(lambda agent, m, loss, metrics: (loss * m.advantages.size, metrics)),
     "looks at neighbours": Loss(_neighbours),
     "the sign": Loss(lambda agent, m, loss, metrics: (-loss, metrics)),
-    "KL's sign": metric(approx_kl=lambda metrics: metrics.approx_kl + 0.1),
+    "KL's sign": metric(approx_kl=lambda metrics: metrics["approx_kl"] + 0.1),
+    "metric of each sample": metric(entropy=lambda metrics: jnp.broadcast_to(metrics["entropy"], (2,))),
     "gradient stopped": Loss(lambda agent, m, loss, metrics: (jax.lax.stop_gradient(loss), metrics)),
     "NaN": Loss(lambda agent, m, loss, metrics: (loss + jnp.log(-1.0), metrics)),
     "Python's state": Loss(lambda agent, m, loss, metrics: (loss + next(COUNTER), metrics)),
@@ -220,7 +222,7 @@ class Idle(AbstractLearner):
         return LearnerState(opt_state=(), num_updates=jnp.zeros((), jnp.int32))
 
     def __call__(self, agent, state, rollout, key):
-        return agent, state, LearnerMetrics(LossMetrics(), jnp.zeros((), jnp.float32))
+        return agent, state, {"grad_norm": jnp.zeros((), jnp.float32)}
 
 
 class LoopLearner(AbstractLearner):
@@ -287,7 +289,7 @@ class TrainsStatistics(AbstractLearner):
             gradient, metrics = value(params)
             params = jax.tree.map(lambda p, g: p - 1e-2 * g, params, gradient)
         state = dataclasses.replace(state, num_updates=state.num_updates + 2)
-        return eqx.combine(params, static), state, LearnerMetrics(metrics, optax.tree.norm(gradient))
+        return eqx.combine(params, static), state, metrics | {"grad_norm": optax.tree.norm(gradient)}
 
 
 def _twice(keys, epoch, n):
@@ -307,6 +309,10 @@ def _counts_nothing(old, new):
     return new[0], dataclasses.replace(new[1], num_updates=new[1].num_updates * 0), new[2]
 
 
+def norm(change):
+    return lambda old, new: (*new[:2], new[2] | {"grad_norm": change(new[2]["grad_norm"])})
+
+
 LEARNERS = {
     "one permutation": LoopLearner(_twice),
     "no permutation": LoopLearner(lambda keys, epoch, n: jnp.arange(n)),
@@ -318,9 +324,9 @@ LEARNERS = {
     "trains statistics": TrainsStatistics(),
     "learns nothing": Learner(after=lambda old, new: (old[0], *new[1:])),
     "counts nothing": Learner(after=_counts_nothing),
-    "weakly typed": Learner(after=lambda old, new: (*new[:2], dataclasses.replace(new[2], grad_norm=jnp.asarray(1.0)))),
-    "NaN": Learner(after=lambda old, new: (*new[:2], dataclasses.replace(new[2], grad_norm=new[2].grad_norm + jnp.log(-1.0)))),
-    "negative norm": Learner(after=lambda old, new: (*new[:2], dataclasses.replace(new[2], grad_norm=-new[2].grad_norm))),
+    "weakly typed": Learner(after=norm(lambda x: jnp.asarray(1.0))),
+    "NaN": Learner(after=norm(lambda x: x + jnp.log(-1.0))),
+    "negative norm": Learner(after=norm(lambda x: -x)),
     "Python's state": Learner(lambda agent, r: (agent, dataclasses.replace(r, advantages=r.advantages + next(COUNTER)))),
 }
 
@@ -333,7 +339,7 @@ class Collector(AbstractCollector):
 
     change: Callable = eqx.field(static=True)
     init_change: Callable = eqx.field(static=True, default=lambda state: state)
-    reset: AbstractReset | None = None
+    stepper: AbstractStepper = ResetWhenDone()
     num_envs: int = eqx.field(static=True, default=4)
     num_steps: int = eqx.field(static=True, default=11)
 
@@ -342,7 +348,7 @@ class Collector(AbstractCollector):
 
     @property
     def inner(self):
-        return RolloutCollector(num_envs=self.num_envs, num_steps=self.num_steps, reset=self.reset)
+        return RolloutCollector(num_envs=self.num_envs, num_steps=self.num_steps, stepper=self.stepper)
 
     def __call__(self, env, env_params, agent, state):
         new, rollout = self.inner(env, env_params, agent, state)
@@ -403,32 +409,27 @@ def _counts_all(env, env_params, agent, states, rollout):
     return states[1], dataclasses.replace(rollout, episodes=episodes)
 
 
-class SameSeeds(AbstractReset):
+class SameSeeds(AbstractStepper):
     """All environments open with the same key."""
 
     def init(self, env, env_params, keys):
-        return ResetEveryStep().init(env, env_params, jnp.broadcast_to(keys[:1], keys.shape))
+        return ResetWhenDone().init(env, env_params, jnp.broadcast_to(keys[:1], keys.shape))
 
     def step(self, *args):
-        return ResetEveryStep().step(*args)
+        return ResetWhenDone().step(*args)
 
     def refresh(self, env, env_params, key, reset_state):
         return reset_state
 
 
-class Unclipped(eqx.Module):
+class Unclipped(AbstractWrapper):
     """An environment's action space, hidden from whoever would clip to it."""
 
     env: Any
 
-    def __getattr__(self, name):
-        return getattr(self.env, name)
-
     def action_space(self, params=None):
-        space = self.env.action_space(params)
-        if hasattr(space, "n"):
-            return space
-        return type("Wide", (), dict(low=-1e9, high=1e9, shape=space.shape, dtype=space.dtype))()
+        space = as_space(self.env.action_space(params))
+        return space if isinstance(space, Discrete) else Box(-1e9, 1e9, space.shape, space.dtype)
 
     def step(self, key, state, action, params=None):
         return self.env.step(key, state, action, params)
@@ -476,24 +477,65 @@ COLLECTORS = {
     "starts over": of_state(last_obs=lambda old, new: old.last_obs),
     "miscounts lengths": Collector(_counts_all),
     "weakly typed": Collector(lambda env, p, agent, states, r: (states[1], r), _weak),
-    "environments alike": Collector(lambda env, p, agent, states, r: (states[1], r), reset=SameSeeds()),
+    "environments alike": Collector(lambda env, p, agent, states, r: (states[1], r), stepper=SameSeeds()),
     "NaN": of_rollout(reward=lambda t, *_: t.reward + jnp.log(-1.0)),
 }
 
 
-# Reset strategies
+class Transitions(AbstractCollector):
+    """The transition collector, and then `change(transitions, new state)` in the place of the transitions."""
+
+    change: Callable = eqx.field(static=True)
+    num_envs: int = eqx.field(static=True, default=4)
+    num_steps: int = eqx.field(static=True, default=11)
+
+    def init(self, env, env_params, policy, key):
+        return TransitionCollector(self.num_envs, self.num_steps).init(env, env_params, policy, key)
+
+    def __call__(self, env, env_params, policy, state):
+        state, batch = TransitionCollector(self.num_envs, self.num_steps)(env, env_params, policy, state)
+        return state, dataclasses.replace(batch, transitions=self.change(batch.transitions, state))
 
 
-class Reset(AbstractReset):
-    """The reference, and then `change(result, state before)`."""
+def of_transitions(**fields):
+    """`field=f(transitions, new state)` in the place of a transition's field."""
+    return Transitions(lambda t, state: dataclasses.replace(t, **{name: f(t, state) for name, f in fields.items()}))
+
+
+def _obs_after(t, state):
+    """With which the next step opens, after a reset too."""
+    return jnp.concatenate([t.obs[1:], state.last_obs[None]])
+
+
+TRANSITIONS = {
+    "next_obs after the reset": of_transitions(next_obs=_obs_after),
+    "next_obs is obs": of_transitions(next_obs=lambda t, state: t.obs),
+    "truncation as termination": of_transitions(
+        terminated=lambda t, state: t.done, truncated=lambda t, state: jnp.zeros_like(t.truncated)
+    ),
+    "termination as truncation": of_transitions(
+        truncated=lambda t, state: t.done, terminated=lambda t, state: jnp.zeros_like(t.terminated)
+    ),
+    "reward of the step before": of_transitions(reward=lambda t, state: jnp.roll(t.reward, 1, axis=0)),
+    "interleaves time": Transitions(lambda t, state: jax.tree.map(interleaved, t)),
+    "[envs steps]": Transitions(lambda t, state: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), t)),
+    "NaN": of_transitions(reward=lambda t, state: t.reward + jnp.log(-1.0)),
+}
+
+
+# Steppers
+
+
+class Stepper(AbstractStepper):
+    """The default one, and then `change(result, environment, its parameters, keys)`."""
 
     change: Callable = eqx.field(static=True)
 
     def init(self, env, env_params, keys):
-        return ResetEveryStep().init(env, env_params, keys)
+        return ResetWhenDone().init(env, env_params, keys)
 
     def step(self, env, env_params, keys, env_state, reset_state, action):
-        return self.change(ResetEveryStep().step(env, env_params, keys, env_state, reset_state, action), env, env_params, keys)
+        return self.change(ResetWhenDone().step(env, env_params, keys, env_state, reset_state, action), env, env_params, keys)
 
     def refresh(self, env, env_params, key, reset_state):
         return reset_state
@@ -512,13 +554,84 @@ def _key_twice(after, env, env_params, keys):
     return dataclasses.replace(after, reward=after.reward + 0 * jax.vmap(lambda key: jax.random.uniform(key))(keys))
 
 
-RESETS = {
-    "final_obs after the reset": Reset(lambda after, *_: dataclasses.replace(after, final_obs=after.obs)),
-    "obs before the reset": Reset(lambda after, *_: dataclasses.replace(after, obs=after.final_obs)),
-    "one first state": Reset(_one_state),
-    "truncation dropped": Reset(lambda after, *_: dataclasses.replace(after, truncated=after.truncated & False)),
-    "reward as an integer": Reset(lambda after, *_: eqx.tree_at(lambda a: a.reward, after, after.reward.astype(jnp.int32))),
-    "key twice": Reset(_key_twice),
+STEPPERS = {
+    "final_obs after the reset": Stepper(lambda after, *_: dataclasses.replace(after, final_obs=after.obs)),
+    "obs before the reset": Stepper(lambda after, *_: dataclasses.replace(after, obs=after.final_obs)),
+    "one first state": Stepper(_one_state),
+    "truncation dropped": Stepper(lambda after, *_: dataclasses.replace(after, truncated=after.truncated & False)),
+    "reward as an integer": Stepper(lambda after, *_: eqx.tree_at(lambda a: a.reward, after, after.reward.astype(jnp.int32))),
+    "key twice": Stepper(_key_twice),
+}
+
+
+# Buffers
+
+
+class Buffer(AbstractBuffer):
+    """The uniform one, with another way to add (`add(buffer, state, rows)`) or to sample (`sample(buffer, state, key)`)."""
+
+    change_add: Callable = eqx.field(static=True, default=UniformBuffer.add)
+    change_sample: Callable = eqx.field(static=True, default=UniformBuffer.sample)
+    capacity: int = eqx.field(static=True, default=20)
+    batch_size: int = eqx.field(static=True, default=16)
+
+    @property
+    def inner(self):
+        return UniformBuffer(self.capacity, self.batch_size)
+
+    def init(self, example):
+        return self.inner.init(example)
+
+    def add(self, state, rows):
+        return self.change_add(self.inner, state, rows)
+
+    def sample(self, state, key):
+        return self.change_sample(self.inner, state, key)
+
+
+def _draw(state, index):
+    return jax.tree.map(lambda x: x[index], state.rows)
+
+
+def _whole_capacity(buffer, state, key):
+    return _draw(state, jax.random.randint(key, (16,), 0, buffer.capacity))
+
+
+def _leaves_apart(buffer, state, key):
+    leaves, treedef = jax.tree.flatten(state.rows)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten([x[jax.random.randint(k, (16,), 0, state.size)] for k, x in zip(keys, leaves)])
+
+
+def _overwrites_the_newest(buffer, state, rows):
+    """Once it is full, everything is written into the same rows."""
+    after = buffer.add(state, rows)
+    return dataclasses.replace(after, num_added=jnp.where(after.num_added > buffer.capacity, buffer.capacity, after.num_added))
+
+
+def _one_array_reversed(buffer, state, rows):
+    leaves, treedef = jax.tree.flatten(rows)
+    return buffer.add(state, treedef.unflatten([leaves[0][::-1], *leaves[1:]]))
+
+
+BUFFERS = {
+    "samples what isn't filled": Buffer(change_sample=_whole_capacity),
+    "rows mixed": Buffer(change_sample=_leaves_apart),
+    "rows mixed when added": Buffer(change_add=_one_array_reversed),
+    "keeps the oldest": Buffer(change_add=_overwrites_the_newest),
+    "prefers the first": Buffer(
+        change_sample=lambda buffer, state, key: _draw(state, jax.random.randint(key, (16,), 0, state.size) // 2)
+    ),
+    "one key": Buffer(change_sample=lambda buffer, state, key: buffer.sample(state, jax.random.key(0))),
+    "key twice": Buffer(
+        change_sample=lambda buffer, state, key: _draw(
+            state, jax.random.randint(key, (16,), 0, state.size) + 0 * jax.random.randint(key, (16,), 0, 2)
+        )
+    ),
+    "a batch of steps": Buffer(change_sample=lambda buffer, state, key: buffer.sample(state, key)["number"]),
+    "Python's state": Buffer(
+        change_sample=lambda buffer, state, key: _draw(state, (jax.random.randint(key, (16,), 0, state.size) + next(COUNTER)) % state.size)
+    ),
 }
 
 
@@ -613,20 +726,20 @@ DISTRIBUTIONS = {
 
 
 class Evaluator(AbstractEvaluator):
-    """Steps for a fixed time, resets and all; `count(going, reward)` says what a step counts."""
+    """Steps for a fixed time, over the ends of episodes; `count(going, reward)` says what a step counts."""
 
     count: Callable = eqx.field(static=True)
     num_steps: int = eqx.field(static=True, default=7)
     key_twice: bool = eqx.field(static=True, default=False)
     metrics: Callable = eqx.field(static=True, default=EvalMetrics)
 
-    def __call__(self, env, env_params, agent, key):
+    def __call__(self, env, env_params, policy, key):
         reset_key, step_key = jax.random.split(key)
         obs, state = jax.vmap(lambda k: env.reset(k, env_params))(jax.random.split(reset_key, 5))
 
         def step(carry, key):
             obs, state, going = carry
-            action = jax.vmap(lambda o: agent(o, ())[0].mode())(obs)
+            action, _, _ = policy(obs, (), None)
             keys = jax.random.split(key, 5)
             obs, state, reward, terminated, truncated, _ = jax.vmap(lambda *a: env.step(*a, env_params))(keys, state, action)
             counted = self.count(going, reward)

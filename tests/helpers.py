@@ -1,5 +1,6 @@
 """What tests in several rooms share."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -10,11 +11,26 @@ import pytest
 from eqxrl import PPO, MLPActorCritic, PPOHParams
 from eqxrl.learners import swap_or_not
 
-# Nearly all the time of a small test goes into compiling a program that runs for a millisecond: three quarters of it is spared.
-# Not for a test that compares bit for bit with what `train` compiles.
-quick_jit = functools.partial(
-    eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-)
+
+@functools.cache
+def quick_options():
+    """Compile options with which a program is compiled in a third of the time; those that this jaxlib knows."""
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+def _is_known(name, value):
+    try:
+        jax.jit(lambda: jax.numpy.zeros(()), compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: No such compile option
+        return False
+    return True
+
+
+def quick_jit(function):
+    """`eqx.filter_jit` for a small test's program, which takes long to compile and a millisecond to run. Not for a test that
+    compares bit for bit with what `train` compiles."""
+    return eqx.filter_jit(function, compiler_options=quick_options())
 
 
 def small(*spaces, key):
@@ -22,11 +38,18 @@ def small(*spaces, key):
     return MLPActorCritic(*spaces, hidden_sizes=(6, 5), key=key)
 
 
-def tiny(env_id="CartPole-v1", max_steps=7, **hparams):
+def tiny(env_id="CartPole-v1", max_steps=7, **hparams_and_parts):
     """A PPO that is quickly compiled, with episodes that end within a rollout; and `[steps envs]` not square."""
+    parts = {name: x for name, x in hparams_and_parts.items() if name in PPO.part_names()}
+    hparams = {name: x for name, x in hparams_and_parts.items() if name not in parts}
     defaults = dict(num_envs=3, num_steps=8, num_epochs=2, num_minibatches=4, num_seeds_per_eval=2)
-    ppo = PPO.create(env_id, hp=PPOHParams(**{**defaults, **hparams}), actor_critic=small)
+    ppo = PPO.create(env_id, hp=PPOHParams(**{**defaults, **hparams}), **{"actor_critic": small, **parts})
     return with_limit(ppo, max_steps)
+
+
+def with_parts(algo, **parts):
+    """The algorithm with other parts in place of those that it has; what `create` checks isn't checked again."""
+    return dataclasses.replace(algo, parts={**algo.parts, **parts})
 
 
 def with_limit(ppo, max_steps):

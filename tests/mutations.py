@@ -23,10 +23,11 @@ ROOT = Path(__file__).parent.parent
 
 GAE, BASE = "advantages/_gae.py", "advantages/_base.py"
 LOSS, DIST, NORM = "losses/_ppo.py", "nn/_distributions.py", "nn/_normalize.py"
-ROLLOUT, SCALING = "collectors/_rollout.py", "collectors/_reward_scaling.py"
-ITERATION, PPO = "algorithms/_on_policy.py", "algorithms/_ppo.py"
+ACTING, ROLLOUT, SCALING = "collectors/_base.py", "collectors/_rollout.py", "collectors/_reward_scaling.py"
+RUN, ITERATION, PPO = "algorithms/_base.py", "algorithms/_on_policy.py", "algorithms/_ppo.py"
 LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learners/_permutation.py"
-EVALUATOR, RESET, PROTOCOL = "evaluators/_episodes.py", "envs/_reset.py", "envs/_protocol.py"
+EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py", "collectors/_transitions.py"
+DQN, BUFFER, ENCODE = "algorithms/_dqn.py", "buffers/_uniform.py", "nn/_encode.py"
 
 # what is planted, where, what it replaces, with what
 BUGS = [
@@ -54,22 +55,28 @@ BUGS = [
     ("normaliser updated before learning", ITERATION, "self.learner(ts.agent,", "self.learner(observe(ts.agent, batch.trajectories.obs),"),
     ("the first observation isn't counted", ITERATION, "observe(agent, batch.trajectories.obs)", "observe(agent, batch.trajectories.obs[1:])"),
     ("the learner's key never advances", ITERATION, "learner_state=learner_state, rng=rng)", "learner_state=learner_state)"),
-    ("every evaluation uses one key", ITERATION, "key = jax.random.fold_in(ts.rng, _EVALUATION) if rng is None else as_key(rng)\n        metrics", "key = jax.random.key(0)\n        metrics"),
-    ("the budget is overrun", ITERATION, "math.ceil(self.total_timesteps / self.iteration_size)", "1 + math.ceil(self.total_timesteps / self.iteration_size)"),
+    ("every evaluation uses one key", RUN, "key = _evaluation_key(ts) if rng is None else as_key(rng)\n        metrics", "key = jax.random.key(0)\n        metrics"),
+    ("the budget is overrun", RUN, "math.ceil(self.hp.total_timesteps / self.iteration_size)", "1 + math.ceil(self.hp.total_timesteps / self.iteration_size)"),
     ("one permutation for all epochs", LEARNER, "key, permutation_key = jax.random.split(key)", "permutation_key = key"),
     ("the last minibatch is left out", LEARNER, ".reshape(self.num_minibatches, -1)", ".reshape(self.num_minibatches, -1)[:-1]"),
-    ("clipping of elements, not of the norm", PPO, "optax.clip_by_global_norm(hp.max_grad_norm)", "optax.clip(hp.max_grad_norm)"),
-    ("max_grad_norm is never used", PPO, "optax.clip_by_global_norm(hp.max_grad_norm)", "optax.identity()"),
+    ("clipping of elements, not of the norm", PPO, "optax.clip_by_global_norm(self.hp.max_grad_norm)", "optax.clip(self.hp.max_grad_norm)"),
+    ("max_grad_norm is never used", PPO, "optax.clip_by_global_norm(self.hp.max_grad_norm)", "optax.identity()"),
     ("a schedule's horizon omits minibatches", PPO, " * self.num_epochs * self.num_minibatches", " * self.num_epochs"),
     ("schedules stand still", UPDATE, "num_updates=state.num_updates + 1", "num_updates=state.num_updates"),
     ("some samples twice, others never", SHUFFLE, "_mix(jnp.maximum(index, partner) ^ salt)", "_mix(index ^ salt)"),
-    ("the clipped action is stored", ROLLOUT, "action=action,", "action=to_env_action(action_space, action),"),
+    ("the clipped action is stored", ROLLOUT, "action=action,", "action=__import__('eqxrl').spaces.to_env_action(env.action_space(env_params), action),"),
     ("the observation after the reset is bootstrapped", ROLLOUT, "after.final_obs, carry", "after.obs, carry"),
-    ("one key for two uses", ROLLOUT, "step_key, action_key = jax.random.split(step_rng)", "step_key = action_key = step_rng"),
-    ("hidden states survive the end of an episode", ROLLOUT, "jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), fresh, x)", "x"),
-    ("episode returns run on", ROLLOUT, "episode_return=jnp.where(done, 0.0, episode_return)", "episode_return=episode_return"),
+    ("one key for two uses", ACTING, "step_key, action_key = jax.random.split(step_rng)", "step_key = action_key = step_rng"),
+    ("hidden states survive the end of an episode", ACTING, "jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), fresh, x)", "x"),
+    ("episode returns run on", ACTING, "episode_return=jnp.where(done, 0.0, episode_return)", "episode_return=episode_return"),
     ("scaled returns run on over the end", SCALING, "jnp.where(done, 0.0, running), running", "running, running"),
     ("an evaluation counts rewards after the end", EVALUATOR, "jnp.where(done, 0.0, after.reward)", "after.reward"),
+    ("every environment is reset where one episode ended", STEPPER, "done.reshape(-1, *[1] * (b.ndim - 1)), a, b)", "jnp.any(done), a, b)"),
+    ("a transition leads into the next episode", TRANSITIONS, "next_obs=after.final_obs", "next_obs=after.obs"),
+    ("a choice is seen as a number", ENCODE, "jnp.ravel(x).astype(dtype) if n is None else jax.nn.one_hot(x, n, dtype=dtype)", "jnp.ravel(x).astype(dtype) if n is None else jnp.pad(jnp.ravel(x).astype(dtype), (0, n - 1))"),
+    ("the target network is never copied", DQN, "jnp.where(copy, q, t)", "t"),
+    ("action values are bootstrapped past the end", DQN, "jnp.where(batch.terminated, 0.0, pick(", "jnp.where(False, 0.0, pick("),
+    ("the buffer's newest rows are overwritten", BUFFER, "(state.num_added + jnp.arange(n, dtype=jnp.int32)) % self.capacity", "jnp.minimum(state.num_added, self.capacity - n) + jnp.arange(n, dtype=jnp.int32)"),
 ]
 
 

@@ -7,8 +7,9 @@ After the probe environments of rejax and of Andy Jones, https://andyljones.com/
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from gymnax.environments import spaces
 from jaxtyping import Array, Bool, Float, Int
+
+from eqxrl.spaces import Box, Discrete
 
 STATES, ACTIONS, OBS = 3, 2, 2
 
@@ -40,23 +41,15 @@ class Tabular(eqx.Module):
 
     def step(self, key, state, action, params):
         at = state.state, action
-        time = state.time + 1
-        terminated, truncated = self.ends[at], time >= params.max_steps_in_episode
-        final = self.observation[self.next_state[at]], State(self.next_state[at], time)
-        obs, state = jax.tree.map(
-            lambda first, last: jnp.where(terminated | truncated, first, last), self.reset(key, params), final
-        )
-        return obs, state, self.reward[at], terminated, truncated, {"final_observation": final[0]}
+        state = State(self.next_state[at], state.time + 1)
+        truncated = state.time >= params.max_steps_in_episode
+        return self.observation[state.state], state, self.reward[at], self.ends[at], truncated, {}
 
     def observation_space(self, params):
-        return spaces.Box(-2.0, 2.0, (OBS,))
+        return Box(-2.0, 2.0, (OBS,))
 
     def action_space(self, params):
-        return spaces.Discrete(ACTIONS)
-
-    @property
-    def name(self):
-        return "Tabular"
+        return Discrete(ACTIONS)
 
 
 def tabular(next_state, reward, ends, observation, starts=1):
@@ -111,16 +104,11 @@ class Target(eqx.Module):
         return target, target
 
     def step(self, key, state, action, params):
-        obs, first = self.reset(key, params)
         reward = -jnp.sum((action - state) ** 2)
-        return obs, first, reward, jnp.array(True), jnp.array(False), {"final_observation": state}
+        return state, state, reward, jnp.array(True), jnp.array(False), {}
 
     def observation_space(self, params):
-        return spaces.Box(-0.5, 0.5, (1,))
+        return Box(-0.5, 0.5, (1,))
 
     def action_space(self, params):
-        return spaces.Box(-1.0, 1.0, (1,))
-
-    @property
-    def name(self):
-        return "Target"
+        return Box(-1.0, 1.0, (1,))

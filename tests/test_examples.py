@@ -31,6 +31,14 @@ def test_custom_network():
     assert load("custom_network").main(20_000) > 100
 
 
+def test_custom_algorithm():
+    assert load("custom_algorithm").main(60_000) > 100
+
+
+def test_custom_env(tmp_path):
+    assert load("custom_env").main(gif_path=tmp_path / "grid.gif") > 0.8
+
+
 def test_own_loop(capsys):
     assert load("own_loop").main(30) > 50
     assert "action for an upright pole" in capsys.readouterr().out
@@ -40,6 +48,10 @@ def test_callbacks(tmp_path):
     returns = load("callbacks").main(20_000, tmp_path)
     assert max(returns) > 100
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == len(returns)
+
+
+def test_lightning_bridge():
+    assert load("lightning_bridge").LightningCallback.__doc__  # tests/training/test_lightning.py runs it
 
 
 def test_every_example_is_tested():

@@ -10,13 +10,15 @@ import pytest
 
 from eqxrl import (
     AdvantageMinibatch,
+    EpisodeStats,
     EvalMetrics,
-    LossMetrics,
     ShapeError,
     TrainStepMetrics,
     Trajectory,
     TrajectoryCollectionState,
     TrajectoryWithLastObs,
+    Transition,
+    Transitions,
 )
 
 STEPS, ENVS = 5, 3
@@ -35,6 +37,12 @@ def trajectory(*batch, **changes):
         final_value=zeros,
     )
     return Trajectory(**{**fields, **changes})
+
+
+def transition(*batch, **changes):
+    t = trajectory(*batch)
+    fields = {name: getattr(t, name) for name in ("obs", "action", "reward", "terminated", "truncated")}
+    return Transition(**{**fields, "next_obs": t.obs, **changes})
 
 
 def rollout(**changes):
@@ -62,14 +70,15 @@ def state(**changes):
 
 @pytest.mark.parametrize("batch", [(), (ENVS,), (STEPS, ENVS), (7, STEPS, ENVS)])
 def test_one_struct_for_steps_rollouts_and_minibatches(batch):
-    assert trajectory(*batch).done.shape == batch
+    assert trajectory(*batch).done.shape == transition(*batch).done.shape == batch
     AdvantageMinibatch(trajectories=trajectory(*batch), advantages=jnp.zeros(batch), targets=jnp.zeros(batch))
 
 
 @pytest.mark.parametrize("terminated", [False, True])
 @pytest.mark.parametrize("truncated", [False, True])
 def test_done_is_either(terminated, truncated):
-    assert trajectory(terminated=jnp.array(terminated), truncated=jnp.array(truncated)).done == (terminated or truncated)
+    for make in (trajectory, transition):
+        assert make(terminated=jnp.array(terminated), truncated=jnp.array(truncated)).done == (terminated or truncated)
 
 
 @pytest.mark.parametrize("name", ["log_prob", "reward", "value", "terminated", "truncated", "final_value"])
@@ -78,6 +87,21 @@ def test_a_trajectorys_arrays_have_one_shape(name):
     for bad in (good[0], good.T, good[..., None], good[:, :1], np.asarray(good), 0.0, None, good.astype(jnp.int32)):
         with pytest.raises(TypeError, match=name):
             trajectory(STEPS, ENVS, **{name: bad})
+
+
+@pytest.mark.parametrize("name", ["reward", "terminated", "truncated"])
+def test_a_transitions_arrays_have_one_shape(name):
+    good = getattr(transition(STEPS, ENVS), name)
+    for bad in (good[0], good.T, good[..., None], good[:, :1], np.asarray(good), 0.0, None, good.astype(jnp.int32)):
+        with pytest.raises(TypeError, match=name):
+            transition(STEPS, ENVS, **{name: bad})
+
+
+@pytest.mark.parametrize("name", ["obs", "action", "next_obs"])
+def test_every_leaf_of_a_transition_starts_with_the_same_axes(name):
+    for bad in (jnp.zeros((ENVS, 4)), {"a": jnp.zeros((STEPS, ENVS, 2)), "b": jnp.zeros((ENVS, STEPS))}, jnp.zeros(STEPS)):
+        with pytest.raises(ShapeError, match=rf"Transition\.{name} = .*but every leaf must start with \[batch\] = \[5, 3\]"):
+            transition(STEPS, ENVS, **{name: bad})
 
 
 @pytest.mark.parametrize("name", ["obs", "action"])
@@ -139,15 +163,28 @@ def test_evaluations_of_any_number():
             EvalMetrics(episode_length=length, cumulative_reward=reward)
 
 
+def episodes(*seeds, **changes):
+    return EpisodeStats(**{**dict.fromkeys(("count", "total_return", "total_length"), jnp.zeros(seeds)), **changes})
+
+
 def test_metrics():
-    metrics = LossMetrics(policy_loss=jnp.float32(1.0), extra={"mine": jnp.zeros(())})
-    assert metrics.entropy == 0 and metrics.entropy.dtype == jnp.float32
-    with pytest.raises(TypeError, match="extra"):
-        LossMetrics(extra={"mine": jnp.zeros(3)})
-    names = [f.name for f in dataclasses.fields(TrainStepMetrics) if f.name != "extra"]
-    TrainStepMetrics(**dict.fromkeys(names, jnp.zeros(4)))
-    with pytest.raises(TypeError):
-        TrainStepMetrics(**{**dict.fromkeys(names, jnp.zeros(4)), "entropy": jnp.zeros(3)})
+    """Of one run, or of several."""
+    for seeds in ((), (4,), (2, 4)):
+        metrics = TrainStepMetrics(means={"loss": jnp.zeros(seeds), "mine": jnp.zeros(seeds)}, episodes=episodes(*seeds))
+        assert set(metrics.means) == {"loss", "mine"}
+    TrainStepMetrics(means={}, episodes=episodes())
+    for means in ({"loss": 0.0}, {"loss": jnp.int32(0)}, {1: jnp.zeros(())}, [jnp.zeros(())], {"loss": np.zeros(())}, None):
+        with pytest.raises(TypeError, match="means"):
+            TrainStepMetrics(means=means, episodes=episodes())
+    for name in ("count", "total_return", "total_length"):
+        for bad in (jnp.zeros(3), jnp.zeros(4, jnp.int32), 0.0):
+            with pytest.raises(TypeError, match=name):
+                episodes(4, **{name: bad})
+    with pytest.raises(TypeError, match="episodes"):
+        TrainStepMetrics(means={}, episodes=jnp.zeros(3))
+    with pytest.raises(TypeError, match="transitions"):
+        Transitions(transitions=trajectory(STEPS, ENVS), episodes=episodes())
+    Transitions(transitions=transition(STEPS, ENVS), episodes=episodes())
 
 
 def test_a_copy_is_checked_again():

@@ -14,7 +14,21 @@ import pytest
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from eqxrl import ShapeError, field, typed
-from eqxrl._typing import as_key, as_scalar, as_schedule, at_step, check_positive, describe, leading, strong, validate
+from eqxrl._typing import (
+    Scalar,
+    Schedule,
+    as_key,
+    as_number,
+    as_scalar,
+    as_schedule,
+    at_step,
+    check_positive,
+    describe,
+    leading,
+    strong,
+    validate,
+    within,
+)
 
 
 class Fields(eqx.Module):
@@ -86,6 +100,9 @@ def test_schedules():
         value = at_step(schedule, jnp.int32(updates))
         assert value == expected and value.dtype == jnp.float32 and not value.weak_type
     assert at_step(as_schedule(0.5), jnp.int32(3)) == 0.5
+    assert as_number(as_scalar(0.5)) == 0.5
+    with pytest.raises(TypeError, match="is a schedule; take its value first"):
+        as_number(schedule)
 
 
 def test_as_key():
@@ -94,8 +111,16 @@ def test_as_key():
     assert as_key(jax.random.PRNGKey(3)) == key
     assert jnp.all(as_key(jax.random.split(jax.random.PRNGKey(3))) == jax.random.split(key))
     for bad in (jnp.uint32(3), jnp.zeros(3, jnp.uint32)):
-        with pytest.raises(ValueError, match=r"rng must be a JAX key, got uint32\[3?\]; pass jax\.random\.key\(seed\)"):
+        with pytest.raises(ValueError, match=r"rng must be a JAX key or a seed, got uint32\[3?\]; pass jax\.random\.key\(seed\)"):
             as_key(bad)
+    for bad in (3.0, None, "3", jnp.int32(3), jax.random.normal(key, (2,))):
+        with pytest.raises(TypeError, match="rng"):
+            as_key(bad)
+
+
+def test_a_seed_is_a_key():
+    for seed in (0, 3, 2**31 - 1):
+        assert as_key(seed) == jax.random.key(seed)
 
 
 def test_strong():
@@ -132,6 +157,59 @@ def test_check_positive():
     check_positive(Sizes(1), "n")
     with pytest.raises(ValueError, match=r"Sizes\.n must be at least 1, got -2"):
         check_positive(Sizes(-2), "n")
+
+
+@typed
+class Numbers(eqx.Module):
+    free: Scalar = field(default=0.5)
+    share: Scalar = field(default=0.5, metadata=within(0.0, 1.0))
+    part: Schedule = field(default=0.5, converter=as_schedule, metadata=within(0.0, 1.0, open_low=True))
+    plain: Float[Array, "..."] = field(default_factory=lambda: jnp.ones(3))
+
+
+@typed
+class Strict(Numbers):
+    """With a check of its own, which runs as well."""
+
+    even: Scalar = field(default=2.0)
+
+    def __check_init__(self):
+        if self.even % 2:
+            raise ValueError("odd")
+
+
+@pytest.mark.parametrize("cls", [Numbers, Strict])
+@pytest.mark.parametrize("name", ["free", "share", "part"])
+def test_a_number_is_one_number(cls, name):
+    for bad in (jnp.ones(3), np.ones((1, 1)), jnp.ones((2, 0))):
+        with pytest.raises(ShapeError, match=rf"{cls.__name__}\.{name} must be one number, got float\d\d\[.*vmap over them"):
+            cls(**{name: bad})
+        with pytest.raises(ShapeError, match=name):
+            dataclasses.replace(cls(), **{name: bad})
+        with pytest.raises(ShapeError, match=name):
+            jax.jit(lambda x: cls(**{name: x}))(jnp.asarray(bad))
+    with pytest.raises(ValueError, match=rf"{cls.__name__}\.{name} must be in .*, got nan"):
+        cls(**{name: float("nan")})
+    with pytest.raises(TypeError):
+        cls(**{name: "0.5"})
+
+
+def test_a_number_in_its_range():
+    for value in (0.0, 0.25, 1.0):
+        Numbers(share=value)
+    for value in (-1e-6, 1.5, jnp.inf):
+        with pytest.raises(ValueError, match=r"Numbers\.share must be in \[0\.0, 1\.0\], got"):
+            Numbers(share=value)
+    with pytest.raises(ValueError, match=r"Numbers\.part must be in \(0\.0, 1\.0\], got 0"):
+        Numbers(part=0.0)
+    Numbers(free=-jnp.inf)
+    schedule = optax.linear_schedule(5.0, 0.0, 4)
+    assert Numbers(part=schedule).part is schedule  # whose values nobody knows
+    with pytest.raises(ValueError, match="odd"):
+        Strict(even=3.0)
+    jax.jit(lambda x: Numbers(share=x).share)(7.0)  # nor those of a traced one
+    np.testing.assert_array_equal(jax.vmap(lambda x: Numbers(share=x).share)(jnp.array([0.5, 0.25])), [0.5, 0.25])
+    eqx.filter_eval_shape(Numbers)
 
 
 # Seams
@@ -193,6 +271,13 @@ def test_a_bad_one_is_described(where, value, message):
     assert f"Producer returned {message}" in str(error.value)
 
 
+def test_another_class_is_described():
+    assert validate(Producer(), GOOD, batch="steps envs", kind=Outer, steps=5, envs=3) is GOOD
+    for bad, got in ((GOOD.inner, "Inner"), (jnp.zeros(3), r"float32\[3\]"), (None, "NoneType"), ((GOOD, GOOD), r"\(.*\)")):
+        with pytest.raises(ShapeError, match=f"Producer returned {got}, but must return Outer"):
+            validate(Producer(), bad, batch="steps envs", kind=Outer, steps=5, envs=3)
+
+
 def test_leading_axes_other_than_the_batch():
     check(dataclasses.replace(GOOD, carry={"h": jnp.zeros((3, 8))}))
     bad = dataclasses.replace(GOOD, carry={"h": jnp.zeros((8, 3))})
@@ -240,7 +325,7 @@ import types
 import equinox as eqx, jax.numpy as jnp
 from eqxrl import EvalMetrics
 from eqxrl._typing import validate
-from eqxrl.envs import to_env_action
+from eqxrl.spaces import to_env_action
 
 def outcome(f):
     try:

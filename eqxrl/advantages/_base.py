@@ -1,15 +1,3 @@
-"""What an advantage estimator is: a function of one rollout, which knows nothing of environments, losses or policies. One-step
-temporal differences, in full:
-
-    class TD(AbstractAdvantage):
-        gamma: Float[Array, ""] = field(default=0.99)
-
-        def __call__(self, rollout, last_value):
-            t = rollout.trajectories
-            targets = t.reward + self.gamma * next_values(t, last_value)
-            return targets - t.value, targets
-"""
-
 import abc
 
 import equinox as eqx
@@ -20,7 +8,17 @@ from eqxrl._structs import Trajectory, TrajectoryWithLastObs
 
 
 class AbstractAdvantage(eqx.Module):
-    """Estimates advantages and the critic's targets."""
+    """Estimates advantages and the critic's targets: a function of one rollout, which knows nothing of environments, losses or
+    policies. One-step temporal differences, in full:
+
+        class TD(AbstractAdvantage):
+            gamma: Float[Array, ""] = field(default=0.99)
+
+            def __call__(self, rollout, last_value):
+                t = rollout.trajectories
+                targets = t.reward + self.gamma * next_values(t, last_value)
+                return targets - t.value, targets
+    """
 
     @abc.abstractmethod
     def __call__(

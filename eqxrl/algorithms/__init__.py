@@ -1,11 +1,30 @@
-"""Parts, assembled."""
+"""Parts, assembled. A class that is exported here is an algorithm of the command, by its name in small letters."""
 
+from eqxrl.algorithms._a2c import A2C as A2C
+from eqxrl.algorithms._a2c import A2CHParams as A2CHParams
+from eqxrl.algorithms._base import AbstractAlgorithm as AbstractAlgorithm
+from eqxrl.algorithms._dqn import DQN as DQN
+from eqxrl.algorithms._dqn import DQNHParams as DQNHParams
+from eqxrl.algorithms._hparams import AbstractHParams as AbstractHParams
+from eqxrl.algorithms._off_policy import AbstractOffPolicy as AbstractOffPolicy
+from eqxrl.algorithms._off_policy import OffPolicyState as OffPolicyState
 from eqxrl.algorithms._on_policy import AbstractOnPolicy as AbstractOnPolicy
-from eqxrl.algorithms._on_policy import PPOState as PPOState
+from eqxrl.algorithms._on_policy import OnPolicyState as OnPolicyState
+from eqxrl.algorithms._parts import part as part
 from eqxrl.algorithms._ppo import PPO as PPO
-from eqxrl.algorithms._ppo import Parts as Parts
 from eqxrl.algorithms._ppo import PPOHParams as PPOHParams
 from eqxrl.algorithms._presets import PRESETS as PRESETS
 from eqxrl.algorithms._presets import MakeMLP as MakeMLP
+from eqxrl.algorithms._presets import MakeMLPQ as MakeMLPQ
 from eqxrl.algorithms._presets import Preset as Preset
 from eqxrl.algorithms._presets import preset as preset
+
+PPOState = OnPolicyState
+"""The training state of a PPO."""
+
+ALGORITHMS: dict[str, type[AbstractAlgorithm]] = {
+    name.lower(): x
+    for name, x in list(globals().items())
+    if isinstance(x, type) and issubclass(x, AbstractAlgorithm) and not name.startswith("Abstract")
+}
+"""Every algorithm of the package, by its class's name in small letters."""

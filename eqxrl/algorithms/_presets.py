@@ -1,4 +1,4 @@
-"""Tuned configurations, as data. Each was judged over 20 seeds (`benchmarks/learning.py` prints the table)."""
+"""Tuned configurations, as data. `benchmarks/learning.py` judges them over seeds and prints the table."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,135 +7,132 @@ from typing import Any
 import jax
 
 from eqxrl._schedules import LinearSchedule
-from eqxrl.algorithms._ppo import PPO, PPOHParams
-from eqxrl.nn import MLPActorCritic
+from eqxrl.algorithms._base import AbstractAlgorithm
+from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.nn import MLPActorCritic, MLPQNetwork
 
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeMLP:
-    """`MLPActorCritic` with its options, comparable, so that building the same policy twice doesn't compile twice."""
+    """`MLPActorCritic` with its options as plain values: it can be compared, so that building the same policy twice doesn't compile
+    twice, and written to a run's configuration."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     log_std_init: float = 0.0
 
     def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> MLPActorCritic:
-        return MLPActorCritic(
-            observation_space,
-            action_space,
-            hidden_sizes=self.hidden_sizes,
-            activation=_ACTIVATIONS[self.activation],
-            log_std_init=self.log_std_init,
-            key=key,
-        )
+        options: Any = dataclasses.asdict(self) | {"activation": _ACTIVATIONS[self.activation]}
+        return MLPActorCritic(observation_space, action_space, **options, key=key)
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeMLPQ:
+    """`MLPQNetwork` with its options as plain values."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "relu"
+
+    def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> MLPQNetwork:
+        activation = _ACTIVATIONS[self.activation]
+        return MLPQNetwork(observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=activation, key=key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A configuration of PPO for one environment."""
+    """A configuration of an algorithm for one environment."""
 
     env_id: str
+    algorithm: str
+    """By its name in `ALGORITHMS`."""
+    name: str
     source: str
     hp: Mapping[str, Any]
-    """Fields of `PPOHParams` that differ from its defaults."""
+    """Hyperparameters that differ from the defaults."""
     anneal: tuple[str, ...] = ()
-    """Fields that go linearly to 0 over the run."""
-    network: MakeMLP = MakeMLP()
+    """Hyperparameters that go linearly to 0 over the run."""
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Parts that differ from the defaults: networks, for the most."""
 
-    def hparams(self, **overrides: Any) -> PPOHParams:
-        """The hyperparameters; a field that is overridden is no longer annealed."""
-        hp = PPOHParams(**{**self.hp, **overrides})
-        schedules = {
-            name: LinearSchedule(getattr(hp, name), 0.0, hp.num_updates) for name in self.anneal if name not in overrides
-        }
+    @property
+    def cls(self) -> type[AbstractAlgorithm]:
+        from eqxrl.algorithms import ALGORITHMS
+
+        return ALGORITHMS[self.algorithm]
+
+    def hparams(self, **overrides: Any) -> AbstractHParams:
+        """The hyperparameters, some of them overridden. An annealed one that is overridden by a number is annealed from that."""
+        hp: Any = self.cls.HParams(**{**self.hp, **overrides})
+        starts = {name: getattr(hp, name) for name in self.anneal}
+        schedules = {name: LinearSchedule(x, 0.0, hp.num_updates) for name, x in starts.items() if not callable(x)}
         return dataclasses.replace(hp, **schedules)
 
-    def create(self, **overrides: Any) -> PPO:
-        """A PPO with these hyperparameters, some of them overridden."""
-        return PPO.create(self.env_id, hp=self.hparams(**overrides), actor_critic=self.network)
+    def create(self, **overrides: Any) -> AbstractAlgorithm:
+        """The algorithm with these hyperparameters, some of them overridden."""
+        return self.cls.create(self.env_id, hp=self.hparams(**overrides), **self.parts)
 
 
-_ZOO = "RL Baselines3 Zoo, hyperparams/ppo.yml"
-_HERE = "tuned here"
-
-PRESETS: dict[str, dict[str, Preset]] = {
-    "CartPole-v1": {
-        "zoo": Preset(
-            "CartPole-v1",
-            _ZOO,
-            dict(
-                num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984,
-                learning_rate=1e-3, clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, max_grad_norm=0.5, clip_value=False,
-            ),
-            anneal=("learning_rate", "clip_eps"),
-        ),
-        "cleanrl": Preset(
-            "CartPole-v1",
-            "CleanRL ppo.py; PureJaxRL ppo.py",
-            dict(
-                num_envs=4, num_steps=128, num_minibatches=4, num_epochs=4, total_timesteps=500_000, eval_freq=50_000,
-                learning_rate=2.5e-4, max_grad_norm=0.5,
-            ),
-            anneal=("learning_rate",),
-        ),
-    },
-    "Acrobot-v1": {
-        "zoo": Preset(
-            "Acrobot-v1",
-            _ZOO,
-            dict(
-                num_envs=16, num_steps=256, num_minibatches=64, num_epochs=4, total_timesteps=499_712, eval_freq=49_152,
-                normalize_observations=True, normalize_rewards=True, gae_lambda=0.94, ent_coef=0.0, max_grad_norm=0.5,
-                clip_value=False,
-            ),
-        ),
-    },
-    "Pendulum-v1": {
-        "tuned": Preset(
-            "Pendulum-v1",
-            _HERE,
-            dict(
-                num_envs=4, num_steps=1024, num_minibatches=64, num_epochs=10, total_timesteps=147_456, eval_freq=16_384,
-                learning_rate=1e-3, gamma=0.95, ent_coef=0.0, max_grad_norm=0.5, normalize_rewards=True, clip_value=False,
-            ),
-            anneal=("learning_rate",),
-        ),
-    },
-    "MountainCarContinuous-v0": {
-        "tuned": Preset(
-            "MountainCarContinuous-v0",
-            _HERE,
-            dict(
-                num_envs=8, num_steps=256, num_minibatches=8, num_epochs=10, total_timesteps=198_656, eval_freq=20_480,
-                learning_rate=1e-3, gamma=0.999, ent_coef=0.005, max_grad_norm=0.5,
-                normalize_observations=True, normalize_rewards=True,
-            ),
-            anneal=("learning_rate",),
-            network=MakeMLP(log_std_init=0.5),
-        ),
-    },
-    "Breakout-MinAtar": {
-        "purejaxrl": Preset(
-            "Breakout-MinAtar",
-            "PureJaxRL, README, MinAtar",
-            dict(
-                num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
-                learning_rate=5e-3, max_grad_norm=0.5,
-            ),
-            anneal=("learning_rate",),
-            network=MakeMLP(activation="relu"),
-        ),
-    },
-}
+_ZOO = "RL Baselines3 Zoo, hyperparams"
+_LR = ("learning_rate",)
+_ALL = (
+    Preset(
+        "CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
+        dict(num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984, learning_rate=1e-3,
+             clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, max_grad_norm=0.5, clip_value=False),
+        anneal=("learning_rate", "clip_eps"),
+    ),
+    Preset(
+        "CartPole-v1", "ppo", "cleanrl", "CleanRL ppo.py; PureJaxRL ppo.py",
+        dict(num_envs=4, num_steps=128, num_minibatches=4, num_epochs=4, total_timesteps=500_000, eval_freq=50_000,
+             learning_rate=2.5e-4, max_grad_norm=0.5),
+        anneal=_LR,
+    ),
+    Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
+    Preset(
+        "CartPole-v1", "dqn", "zoo", f"{_ZOO}/dqn.yml, with double Q-learning",
+        dict(num_envs=1, num_steps=256, updates_per_iteration=128, buffer_size=100_000, batch_size=64, learning_starts=1_000,
+             target_update_freq=128, total_timesteps=49_920, eval_freq=4_992, learning_rate=2.3e-3, epsilon_end=0.04,
+             exploration_fraction=0.16),
+        parts=dict(q_network=MakeMLPQ((256, 256))),
+    ),
+    Preset(
+        "Acrobot-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
+        dict(num_envs=16, num_steps=256, num_minibatches=64, num_epochs=4, total_timesteps=499_712, eval_freq=49_152,
+             normalize_observations=True, normalize_rewards=True, gae_lambda=0.94, ent_coef=0.0, max_grad_norm=0.5, clip_value=False),
+    ),
+    Preset(
+        "Pendulum-v1", "ppo", "tuned", "tuned here",
+        dict(num_envs=4, num_steps=1024, num_minibatches=64, num_epochs=10, total_timesteps=147_456, eval_freq=16_384,
+             learning_rate=1e-3, gamma=0.95, ent_coef=0.0, max_grad_norm=0.5, normalize_rewards=True, clip_value=False),
+        anneal=_LR,
+    ),
+    Preset(
+        "MountainCarContinuous-v0", "ppo", "tuned", "tuned here",
+        dict(num_envs=8, num_steps=256, num_minibatches=8, num_epochs=10, total_timesteps=198_656, eval_freq=20_480,
+             learning_rate=1e-3, gamma=0.999, ent_coef=0.005, max_grad_norm=0.5, normalize_observations=True, normalize_rewards=True),
+        anneal=_LR, parts=dict(actor_critic=MakeMLP(log_std_init=0.5)),
+    ),
+    Preset(
+        "Breakout-MinAtar", "ppo", "purejaxrl", "PureJaxRL, README, MinAtar",
+        dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
+             learning_rate=5e-3, max_grad_norm=0.5),
+        anneal=_LR, parts=dict(actor_critic=MakeMLP(activation="relu")),
+    ),
+)
+PRESETS: dict[str, dict[str, dict[str, Preset]]] = {}
+"""By environment, algorithm and name; the first one of an algorithm is what the command uses."""
+for _preset in _ALL:
+    PRESETS.setdefault(_preset.env_id, {}).setdefault(_preset.algorithm, {})[_preset.name] = _preset
 
 
-def preset(env_id: str, name: str | None = None) -> Preset:
-    """A tuned configuration by name; the environment's first one if no name is given."""
-    for_env = PRESETS.get(env_id, {})
+def preset(env_id: str, algo: str = "ppo", name: str | None = None) -> Preset:
+    """A tuned configuration by name; the environment's first one for the algorithm if no name is given."""
+    for_env = PRESETS.get(env_id, {}).get(algo, {})
     if not for_env:
-        raise ValueError(f"there is no preset for {env_id}; there are some for {', '.join(PRESETS)}")
+        there = ", ".join(f"{env} ({', '.join(algos)})" for env, algos in PRESETS.items())
+        raise ValueError(f"there is no preset for {algo} on {env_id}; there are some for {there}")
     if name is not None and name not in for_env:
-        raise ValueError(f"there is no preset {name!r} for {env_id}; there is {', '.join(for_env)}")
+        raise ValueError(f"there is no preset {name!r} for {algo} on {env_id}; there is {', '.join(for_env)}")
     return for_env[name or next(iter(for_env))]

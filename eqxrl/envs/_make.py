@@ -1,42 +1,51 @@
 """Environments by name."""
 
-import difflib
-import inspect
+import functools
+from pathlib import Path
 from typing import Any
+
+from eqxrl._user_code import from_file, is_user_code
+from eqxrl.envs._contract import as_environment
+from eqxrl.envs.suites import _gymnax
 
 
 def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
-    """The environment that gymnax calls `env_id` (one of its own, or one added with `gymnax.register`), made with `env_kwargs`,
-    and its default parameters.
+    """The environment called `env_id`, made with `env_kwargs`, and its default parameters (`None` where it has none). The same
+    id and arguments give the same object each time, so that nothing is compiled twice for it.
 
-    **Raises:** `TypeError` for an id that is no string, `ValueError` for an unknown one, with the names that come nearest,
-    and `ConnectionError` when the data of MNISTBandit cannot be had.
+    **Arguments:**
+
+    - `env_id`: the name of an environment of gymnax (or one added with `gymnax.register`), such as `"CartPole-v1"`; or
+      `"path/to/file.py:Name"` for a class, or a function that returns an environment, in a file of your own. Names with a
+      slash, `suite/name`, are reserved for other packages' environments; there are none yet.
+
+    **Raises:** `TypeError` for an id that is no string, `ValueError` for an unknown one, with the names that come nearest;
+    what `from_file` raises for a file; `ConnectionError` when the data of MNISTBandit can't be had.
     """
     if not isinstance(env_id, str):
         raise TypeError(f"env_id must be the name of an environment, such as 'CartPole-v1', got {env_id!r}")
-    import gymnax  # takes seconds
-
-    if env_id not in gymnax.registered_envs:
-        by_lower = {name.lower(): name for name in gymnax.registered_envs}
-        near = [by_lower[name] for name in difflib.get_close_matches(env_id.lower(), by_lower, n=3, cutoff=0.5)]
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(gymnax.registered_envs)}"
-        raise ValueError(f"gymnax has no environment {env_id!r}; {hint}")
-    if env_id == "MNISTBandit-bsuite":
-        return _make_with_mnist(env_id, env_kwargs)
-    return gymnax.make(env_id, **env_kwargs)
-
-
-def _make_with_mnist(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    import gymnax
-    from gymnax.utils.load_mnist import load_mnist
-
+    if is_user_code(env_id):
+        file, _, name = env_id.rpartition(":")
+        env_id = f"{Path(file).expanduser().resolve()}:{name}"  # the same file, whatever the folder
     try:
-        return gymnax.make(env_id, **env_kwargs)
-    except (OSError, EOFError) as error:  # URLError is an OSError; a file cut short is either
-        folder = inspect.signature(load_mnist).parameters["directory"].default
-        raise ConnectionError(
-            f"{env_id} needs the MNIST images, and gymnax could not download or read them ({type(error).__name__}: {error}). "
-            "Get train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
-            "t10k-labels-idx1-ubyte.gz from https://storage.googleapis.com/cvdf-datasets/mnist/ and put them into "
-            f"{folder}, in place of what a broken download left there"
-        ) from error
+        hash(tuple(env_kwargs.values()))
+    except TypeError:
+        return _make.__wrapped__(env_id, **env_kwargs)
+    return _make(env_id, **dict(sorted(env_kwargs.items())))
+
+
+@functools.lru_cache(maxsize=None, typed=True)
+def _make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
+    if is_user_code(env_id):
+        factory = from_file(env_id)
+        if not callable(factory):
+            raise TypeError(f"{env_id} is a {type(factory).__name__}; name a class, or a function that returns an environment")
+        env = factory(**env_kwargs)
+        env_params = getattr(env, "default_params", None)
+        return as_environment(env, env_params), env_params
+    if "/" in env_id or env_id.endswith(".py"):
+        raise ValueError(
+            f"there is no environment {env_id!r}: names with a slash are 'suite/name', and no suites are known yet; "
+            "an environment of your own is 'path/to/file.py:Name', with the name of its class"
+        )
+    return _gymnax.make(env_id, env_kwargs)

@@ -7,9 +7,10 @@ from jaxtyping import Array, Key
 
 from eqxrl._structs import EvalMetrics
 from eqxrl._typing import check_positive, strong, typed
-from eqxrl.envs import episode_limit, step, to_env_action
+from eqxrl.envs import AbstractStepper, NeverReset, env_name, episode_limit
 from eqxrl.evaluators._base import AbstractEvaluator
-from eqxrl.nn import AbstractActorCritic
+from eqxrl.nn import AbstractPolicy
+from eqxrl.spaces import to_env_action
 
 
 @typed
@@ -21,41 +22,40 @@ class EpisodeEvaluator(AbstractEvaluator):
     """Take the likeliest action instead of drawing one."""
     max_steps: int | None = eqx.field(static=True, default=None)
     """`None`: the environment's own episode limit."""
+    stepper: AbstractStepper = NeverReset()
 
     def __check_init__(self):
         check_positive(self, "num_episodes", *(["max_steps"] if self.max_steps is not None else []))
 
-    def __call__(self, env: Any, env_params: Any, agent: AbstractActorCritic, key: Key[Array, ""]) -> EvalMetrics:
+    def __call__(self, env: Any, env_params: Any, policy: AbstractPolicy, key: Key[Array, ""]) -> EvalMetrics:
         limit = self.max_steps if self.max_steps is not None else episode_limit(env_params, env)
         if limit is None:
             raise ValueError(
-                f"{type(env).__name__} has no episode limit, so an evaluation might never end; "
+                f"{env_name(env)} has no episode limit, so an evaluation might never end; "
                 "pass evaluator=EpisodeEvaluator(num_episodes=..., max_steps=...)"
             )
         action_space = env.action_space(env_params)
-        step_all = jax.vmap(lambda key, state, action: step(env, key, state, action, env_params))
+        n = self.num_episodes
         key, reset_key = jax.random.split(key)
-        obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(reset_key, self.num_episodes), env_params)
-        carry = jax.tree.map(lambda x: jnp.repeat(x[None], self.num_episodes, axis=0), agent.initial_carry())
+        obs, env_state, reset_state = self.stepper.init(env, env_params, jax.random.split(reset_key, n))
+        carry = jax.tree.map(lambda x: jnp.repeat(x[None], n, axis=0), policy.initial_carry())
 
         def going(loop):
-            t, _, _, _, _, done, _, _ = loop
+            t, *_, done, _, _ = loop
             return (t < limit) & ~jnp.all(done)
 
         def play(loop):
-            t, key, obs, env_state, carry, done, episode_return, length = loop
+            t, key, obs, env_state, reset_state, carry, done, episode_return, length = loop
             key, action_key, step_key = jax.random.split(key, 3)
-            distribution, _, carry = jax.vmap(agent)(obs, carry)
-            action = distribution.mode() if self.deterministic else distribution.sample(action_key)
-            step_keys = jax.random.split(step_key, self.num_episodes)
-            after = step_all(step_keys, env_state, to_env_action(action_space, action))
+            action, carry, _ = policy(obs, carry, None if self.deterministic else action_key)
+            step_keys = jax.random.split(step_key, n)
+            after = self.stepper.step(env, env_params, step_keys, env_state, reset_state, to_env_action(action_space, action))
             episode_return = episode_return + jnp.where(done, 0.0, after.reward)
             length = length + ~done
-            done = done | after.terminated | after.truncated
-            return t + 1, key, after.obs, after.env_state, carry, done, episode_return, length
+            done = done | after.done
+            return t + 1, key, after.obs, after.env_state, after.reset_state, carry, done, episode_return, length
 
-        n = self.num_episodes
-        start = (jnp.zeros((), jnp.int32), key, strong(obs), strong(env_state), carry)
+        start = (jnp.zeros((), jnp.int32), key, strong(obs), strong(env_state), strong(reset_state), carry)
         start = (*start, jnp.zeros((n,), bool), jnp.zeros((n,), jnp.float32), jnp.zeros((n,), jnp.int32))
         *_, episode_return, length = jax.lax.while_loop(going, play, start)
         return EvalMetrics(episode_length=length, cumulative_reward=episode_return)

@@ -1,16 +1,3 @@
-"""What a learner is. One full-batch gradient step per rollout, in full:
-
-    class OneStep(AbstractLearner):
-        loss: AbstractLoss
-        optimizer: optax.GradientTransformation
-
-        def init(self, agent):
-            return init_learner_state(self.optimizer, agent)
-
-        def __call__(self, agent, state, rollout, key):
-            return gradient_update(self.loss, self.optimizer, agent, state, flatten(rollout))
-"""
-
 import abc
 from typing import Any
 
@@ -20,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
-from eqxrl._structs import AdvantageMinibatch, LearnerMetrics
-from eqxrl._typing import strong, typed
+from eqxrl._structs import AdvantageMinibatch
+from eqxrl._typing import Scalar, describe, strong, typed
 from eqxrl.losses import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, trainable
 
@@ -37,7 +24,18 @@ class LearnerState(eqx.Module):
 
 
 class AbstractLearner(eqx.Module):
-    """Improves a policy."""
+    """Improves a policy. One full-batch gradient step per rollout, in full:
+
+        class OneStep(AbstractLearner):
+            loss: AbstractLoss
+            optimizer: optax.GradientTransformation
+
+            def init(self, agent):
+                return init_learner_state(self.optimizer, agent)
+
+            def __call__(self, agent, state, rollout, key):
+                return gradient_update(self.loss, self.optimizer, agent, state, flatten(rollout))
+    """
 
     @abc.abstractmethod
     def init(self, agent: AbstractActorCritic) -> LearnerState:
@@ -46,14 +44,15 @@ class AbstractLearner(eqx.Module):
     @abc.abstractmethod
     def __call__(
         self, agent: AbstractActorCritic, state: LearnerState, rollout: AdvantageMinibatch, key: Key[Array, ""]
-    ) -> tuple[AbstractActorCritic, LearnerState, LearnerMetrics]:
+    ) -> tuple[AbstractActorCritic, LearnerState, dict[str, Scalar]]:
         """**Arguments:** the policy that collected the rollout; the learner's state; the rollout `[steps envs]`; a key.
 
-        **Returns:** the improved policy, the next state, and means over all updates made.
+        **Returns:** the improved policy, the next state, and metrics by name, means over all updates made.
         """
 
 
 def init_learner_state(optimizer: optax.GradientTransformation, agent: AbstractActorCritic) -> LearnerState:
+    """The state of a learner with this optimiser, before its first update."""
     opt_state = strong(optimizer.init(eqx.filter(agent, trainable(agent))))
     return LearnerState(opt_state=opt_state, num_updates=jnp.zeros((), jnp.int32))
 
@@ -69,13 +68,27 @@ def gradient_update(
     agent: AbstractActorCritic,
     state: LearnerState,
     minibatch: AdvantageMinibatch,
-) -> tuple[AbstractActorCritic, LearnerState, LearnerMetrics]:
-    """One step of the optimiser on one minibatch `[batch]`."""
+) -> tuple[AbstractActorCritic, LearnerState, dict[str, Scalar]]:
+    """One step of the optimiser on one minibatch `[batch]`. The metrics are the loss's, and `grad_norm`: the gradient's global norm,
+    before any clipping.
+
+    **Raises:** `TypeError` for a loss that doesn't return a scalar and a dict of scalars.
+    """
     loss = loss.at_step(state.num_updates)
     params, static = eqx.partition(agent, trainable(agent))
-    grads, loss_metrics = jax.grad(lambda p: loss(eqx.combine(p, static), minibatch), has_aux=True)(params)
+
+    def objective(params: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
+        result: Any = loss(eqx.combine(params, static), minibatch)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            got = describe(result) if isinstance(result, tuple) else type(result).__name__
+            raise TypeError(f"{type(loss).__name__} returned {got}; return (loss, metrics): a scalar, and a dict of scalars by name")
+        for name, x in {"the loss": result[0], **result[1]}.items():
+            if jnp.shape(x) != () or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+                raise TypeError(f"{type(loss).__name__} returned {describe(x)} for {name}; return a float scalar, such as a mean")
+        return result
+
+    grads, metrics = jax.grad(objective, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     updated: Any = optax.apply_updates(params, updates)
-    agent = eqx.combine(updated, static)
-    metrics = LearnerMetrics(loss=loss_metrics, grad_norm=optax.tree.norm(grads))
-    return agent, LearnerState(opt_state=opt_state, num_updates=state.num_updates + 1), metrics
+    metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
+    return eqx.combine(updated, static), LearnerState(opt_state=opt_state, num_updates=state.num_updates + 1), metrics

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from eqxrl._structs import AdvantageMinibatch, LearnerMetrics
-from eqxrl._typing import check_positive, typed
+from eqxrl._structs import AdvantageMinibatch
+from eqxrl._typing import Scalar, check_positive, typed
 from eqxrl.learners._base import AbstractLearner, LearnerState, flatten, gradient_update, init_learner_state
 from eqxrl.learners._permutation import swap_or_not
 from eqxrl.losses import AbstractLoss
@@ -35,7 +35,7 @@ class MinibatchLearner(AbstractLearner):
 
     def __call__(
         self, agent: AbstractActorCritic, state: LearnerState, rollout: AdvantageMinibatch, key: Key[Array, ""]
-    ) -> tuple[AbstractActorCritic, LearnerState, LearnerMetrics]:
+    ) -> tuple[AbstractActorCritic, LearnerState, dict[str, Scalar]]:
         num_samples = rollout.advantages.size
         if num_samples % self.num_minibatches:
             steps, envs = rollout.advantages.shape

@@ -1,11 +1,10 @@
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from eqxrl._structs import AdvantageMinibatch, LossMetrics
+from eqxrl._structs import AdvantageMinibatch
 from eqxrl._typing import Scalar, Schedule, as_number, as_schedule, at_step, field, typed
 from eqxrl.losses._base import AbstractLoss
-from eqxrl.nn import AbstractActorCritic
+from eqxrl.nn import AbstractActorCritic, evaluate
 
 
 @typed
@@ -26,10 +25,10 @@ class PPOLoss(AbstractLoss):
     """Without it the value loss is $\\tfrac12 (v - R)^2$; Andrychowicz et al. 2021 (https://arxiv.org/abs/2006.05990) found
     clipping to help nowhere."""
 
-    def __call__(self, agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[Scalar, LossMetrics]:
+    def __call__(self, agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[Scalar, dict[str, Scalar]]:
         t = minibatch.trajectories
         clip_eps, ent_coef = as_number(self.clip_eps), as_number(self.ent_coef)
-        distribution, value, _ = jax.vmap(lambda obs: agent(obs, agent.initial_carry()))(t.obs)
+        distribution, value = evaluate(agent, minibatch)
 
         advantages = minibatch.advantages - jnp.mean(minibatch.advantages)
         advantages = advantages / (jnp.std(minibatch.advantages) + 1e-8)
@@ -46,7 +45,7 @@ class PPOLoss(AbstractLoss):
 
         entropy = jnp.mean(distribution.entropy())
         loss = policy_loss + self.vf_coef * value_loss - ent_coef * entropy
-        return loss, LossMetrics(
+        return loss, dict(
             policy_loss=policy_loss,
             value_loss=value_loss,
             entropy=entropy,

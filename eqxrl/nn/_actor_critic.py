@@ -1,33 +1,34 @@
-"""What a policy with a critic is. A feed-forward member in ten lines:
-
-    class Linear(AbstractActorCritic):
-        policy: eqx.nn.Linear
-        critic: eqx.nn.Linear
-
-        def __call__(self, obs, carry):
-            return Categorical(self.policy(obs)), self.critic(obs)[0], carry
-
-        def initial_carry(self):
-            return ()
-
-It sees one observation at a time; whoever calls it vmaps over environments or samples. A recurrent member returns its hidden
-state as the carry and gives the state of a fresh episode as `initial_carry()`; the collector resets it where episodes end.
-"""
-
 import abc
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
+from eqxrl._structs import AdvantageMinibatch
 from eqxrl._typing import Carry, Observation, Scalar, describe
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
+from eqxrl.spaces import Discrete, check_action_space
 
 
 class AbstractActorCritic(eqx.Module):
-    """A policy and a critic."""
+    """A policy and a critic. A feed-forward member, in full:
+
+        class Linear(AbstractActorCritic):
+            policy: eqx.nn.Linear
+            critic: eqx.nn.Linear
+
+            def __call__(self, obs, carry):
+                return Categorical(self.policy(obs)), self.critic(obs)[0], carry
+
+            def initial_carry(self):
+                return ()
+
+    It sees one observation at a time; whoever calls it vmaps over environments or samples. A recurrent member returns its
+    hidden state as the carry and gives the state of a fresh episode as `initial_carry()`; the collector resets it where
+    episodes end.
+    """
 
     @abc.abstractmethod
     def __call__(self, obs: Observation, carry: Carry) -> tuple[AbstractDistribution, Scalar, Carry]:
@@ -40,6 +41,12 @@ class AbstractActorCritic(eqx.Module):
     @abc.abstractmethod
     def initial_carry(self) -> Carry:
         """The hidden state at the start of an episode; `()` for a feed-forward policy."""
+
+
+def evaluate(agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[AbstractDistribution, Float[Array, " batch"]]:
+    """For a loss: what the policy makes of each step of a minibatch, a distribution and a value `[batch]`."""
+    distribution, value, _ = jax.vmap(lambda obs: agent(obs, agent.initial_carry()))(minibatch.trajectories.obs)
+    return distribution, value
 
 
 def check_actor_critic(agent: AbstractActorCritic, obs: PyTree, action_space: Any) -> None:
@@ -64,9 +71,11 @@ def check_actor_critic(agent: AbstractActorCritic, obs: PyTree, action_space: An
     log_prob = eqx.filter_eval_shape(lambda d: d.log_prob(d.sample(jax.random.key(0))), distribution)
     if log_prob.shape != ():
         raise TypeError(f"{type(distribution).__name__}.log_prob is {describe(log_prob)} for one action; a scalar is needed")
-    if isinstance(distribution, Categorical) and distribution.logits.shape[-1] != getattr(action_space, "n", None):
-        raise ValueError(f"{name} chooses among {distribution.logits.shape[-1]} actions, but the space is {action_space}")
-    if getattr(action, "shape", None) != tuple(action_space.shape):
-        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {action_space}")
-    if jnp.issubdtype(action.dtype, jnp.floating) != jnp.issubdtype(action_space.dtype, jnp.floating):
-        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {action_space}")
+    space = check_action_space(action_space)
+    n = space.n if isinstance(space, Discrete) else None
+    if isinstance(distribution, Categorical) and distribution.logits.shape[-1] != n:
+        raise ValueError(f"{name} chooses among {distribution.logits.shape[-1]} actions, but the space is {space}")
+    if getattr(action, "shape", None) != space.shape:
+        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {space}")
+    if jnp.issubdtype(action.dtype, jnp.floating) != jnp.issubdtype(space.dtype, jnp.floating):
+        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {space}")

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Key
 from eqxrl._typing import Observation, Scalar
 from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import Categorical, DiagGaussian
+from eqxrl.nn._encode import Encoder
+from eqxrl.spaces import Discrete, as_space
 
 
 def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
@@ -38,7 +40,7 @@ class MLPActorCritic(AbstractActorCritic):
     Initialisation as in Huang et al. 2022 (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/):
     orthogonal, scale √2 in hidden layers, 0.01 for the policy's output, 1 for the critic's, zero biases.
 
-    Any observation is flattened to one float vector; a Discrete one becomes one-hot.
+    Any observation is flattened to one float vector, its Discrete parts one-hot.
     """
 
     actor: tuple[eqx.nn.Linear, ...]
@@ -47,8 +49,7 @@ class MLPActorCritic(AbstractActorCritic):
     """Box actions only."""
     activation: Callable = eqx.field(static=True)
     action_shape: tuple[int, ...] = eqx.field(static=True)
-    num_categories: int | None = eqx.field(static=True)
-    """Of a Discrete observation."""
+    encode: Encoder = eqx.field(static=True)
 
     def __init__(
         self,
@@ -60,45 +61,63 @@ class MLPActorCritic(AbstractActorCritic):
         log_std_init: float = 0.0,
         key: Key[Array, ""],
     ):
-        """**Arguments:** gymnax spaces; `hidden_sizes` of each of the two networks; `log_std_init` of a Box policy, in the
+        """**Arguments:** the environment's spaces; `hidden_sizes` of each of the two networks; `log_std_init` of a Box policy, in the
         action's own units."""
         actor_key, critic_key = jax.random.split(key)
-        self.num_categories = getattr(observation_space, "n", None)
-        in_size = self.num_categories or _size(observation_space)
-        self.action_shape = tuple(action_space.shape)
-        discrete = hasattr(action_space, "n")
+        action_space = as_space(action_space)
+        self.encode = Encoder.of(observation_space)
+        discrete = isinstance(action_space, Discrete)
+        self.action_shape = action_space.shape
         out_size = action_space.n if discrete else math.prod(self.action_shape)
-        self.actor = _mlp([in_size, *hidden_sizes, out_size], 0.01, actor_key)
-        self.critic = _mlp([in_size, *hidden_sizes, 1], 1.0, critic_key)
+        self.actor = _mlp([self.encode.size, *hidden_sizes, out_size], 0.01, actor_key)
+        self.critic = _mlp([self.encode.size, *hidden_sizes, 1], 1.0, critic_key)
         self.log_std = None if discrete else jnp.full((out_size,), log_std_init, jnp.float32)
         self.activation = activation
 
     def __call__(self, obs: Observation, carry: tuple[()]) -> tuple[Categorical | DiagGaussian, Scalar, tuple[()]]:
-        x = self._flat(obs)
-        head = self._apply(self.actor, x)
+        x = self.encode(obs, self.actor[0].weight.dtype)
+        head = apply_mlp(self.actor, self.activation, x)
         if self.log_std is None:
             distribution = Categorical(head)
         else:
             distribution = DiagGaussian(head, self.log_std, self.action_shape)
-        return distribution, self._apply(self.critic, x)[0], carry
+        return distribution, apply_mlp(self.critic, self.activation, x)[0], carry
 
     def initial_carry(self) -> tuple[()]:
         return ()
 
-    def _flat(self, obs: Observation) -> Float[Array, " obs"]:
-        if self.num_categories is not None:
-            return jax.nn.one_hot(obs, self.num_categories, dtype=self.actor[0].weight.dtype)
-        leaves = [jnp.ravel(x).astype(self.actor[0].weight.dtype) for x in jax.tree.leaves(obs)]
-        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
-    def _apply(self, layers: tuple[eqx.nn.Linear, ...], x: Float[Array, " obs"]) -> Float[Array, " out"]:
-        for layer in layers[:-1]:
-            x = self.activation(layer(x))
-        return layers[-1](x)
+class MLPQNetwork(eqx.Module):
+    """A multilayer perceptron that gives the value of each action of a Discrete space, `[act]`, for one observation; initialised
+    uniformly within ±1/√(inputs), as PyTorch's and Equinox's layers are."""
+
+    layers: tuple[eqx.nn.Linear, ...]
+    activation: Callable = eqx.field(static=True)
+    encode: Encoder = eqx.field(static=True)
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: Callable = jax.nn.relu,
+        key: Key[Array, ""],
+    ):
+        action_space = as_space(action_space)
+        if not isinstance(action_space, Discrete):
+            raise TypeError(f"MLPQNetwork values each action of a Discrete space, but the action space is {action_space}")
+        self.encode = Encoder.of(observation_space)
+        sizes = [self.encode.size, *hidden_sizes, action_space.n]
+        keys = jax.random.split(key, len(sizes) - 1)
+        self.layers = tuple(eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
+        self.activation = activation
+
+    def __call__(self, obs: Observation) -> Float[Array, " act"]:
+        return apply_mlp(self.layers, self.activation, self.encode(obs, self.layers[0].weight.dtype))
 
 
-def _size(space: Any) -> int:
-    if hasattr(space, "spaces"):
-        children = space.spaces.values() if isinstance(space.spaces, dict) else space.spaces
-        return sum(_size(child) for child in children)
-    return math.prod(space.shape)
+def apply_mlp(layers: tuple[eqx.nn.Linear, ...], activation: Callable, x: Float[Array, " obs"]) -> Float[Array, " out"]:
+    for layer in layers[:-1]:
+        x = activation(layer(x))
+    return layers[-1](x)

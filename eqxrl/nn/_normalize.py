@@ -50,8 +50,9 @@ class NormalizedActorCritic(AbstractActorCritic):
     (so the first ratio is 1), and `observe` counts the rollout's observations afterwards."""
 
     actor_critic: AbstractActorCritic
-    statistics: PyTree[RunningMoments]
-    """One for each leaf of the observation."""
+    """The policy inside; it takes `normalize(obs)`."""
+    statistics: PyTree[RunningMoments | None]
+    """One for each leaf of floats in the observation; `None` for the others (choices, masks), which stay as they are."""
     clip: float = eqx.field(static=True)
     epsilon: float = eqx.field(static=True)
 
@@ -59,7 +60,8 @@ class NormalizedActorCritic(AbstractActorCritic):
         """**Arguments:** the policy; `obs`, one observation or its shapes; the bounds in standard deviations; what is added to
         the variance."""
         self.actor_critic = actor_critic
-        self.statistics = jax.tree.map(lambda x: zero_moments(x.shape), obs)
+        floats = jax.tree.map(lambda x: zero_moments(x.shape) if jnp.issubdtype(x.dtype, jnp.floating) else None, obs)
+        self.statistics = floats
         self.clip = clip
         self.epsilon = epsilon
 
@@ -70,23 +72,43 @@ class NormalizedActorCritic(AbstractActorCritic):
         return self.actor_critic.initial_carry()
 
     def normalize(self, obs: Observation) -> Observation:
-        """Standardised and clipped; the shape of `obs`, float32."""
+        """`obs` with its floats standardised and clipped."""
 
-        def leaf(moments: RunningMoments, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        def leaf(moments: RunningMoments | None, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+            if moments is None:
+                return x
             scaled = (x.astype(moments.mean.dtype) - moments.mean) * jax.lax.rsqrt(moments.var + self.epsilon)
             return jnp.clip(scaled, -self.clip, self.clip)
 
-        return jax.tree.map(leaf, self.statistics, obs, is_leaf=_is_moments)
+        return jax.tree.map(leaf, self.statistics, obs, is_leaf=_is_statistic)
 
     def observe(self, obs: Observation) -> "NormalizedActorCritic":
         """Counts observations with any leading axes."""
-        statistics = jax.tree.map(lambda moments, x: moments.update(x), self.statistics, obs, is_leaf=_is_moments)
-        return eqx.tree_at(lambda m: m.statistics, self, statistics)
+
+
+        def leaf(moments: RunningMoments | None, x: Shaped[Array, "..."]) -> RunningMoments | None:
+            return None if moments is None else moments.update(x)
+
+        statistics = jax.tree.map(leaf, self.statistics, obs, is_leaf=_is_statistic)
+        return eqx.tree_at(lambda m: m.statistics, self, statistics, is_leaf=_is_none)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in dir(self.__dict__.get("actor_critic")):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        inner = type(self.actor_critic).__name__
+        raise AttributeError(
+            f"{name!r} belongs to the {inner} inside this NormalizedActorCritic, which sees normalised observations; "
+            f"use agent.actor_critic.{name}, and pass it agent.normalize(obs)"
+        )
 
 
 def observe(agent: AbstractActorCritic, obs: Observation) -> AbstractActorCritic:
-    """The policy after it has counted a rollout's observations `[steps envs ...]`; the same one if it keeps no statistics."""
-    return agent.observe(obs) if isinstance(agent, NormalizedActorCritic) else agent
+    """The policy after every `NormalizedActorCritic` in it has counted a rollout's observations `[steps envs ...]`."""
+
+    def is_normalized(x: Any) -> bool:
+        return isinstance(x, NormalizedActorCritic)
+
+    return jax.tree.map(lambda x: x.observe(obs) if is_normalized(x) else x, agent, is_leaf=is_normalized)
 
 
 def trainable(agent: PyTree) -> PyTree[bool]:
@@ -98,3 +120,11 @@ def trainable(agent: PyTree) -> PyTree[bool]:
 
 def _is_moments(x: Any) -> bool:
     return isinstance(x, RunningMoments)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _is_statistic(x: Any) -> bool:
+    return x is None or isinstance(x, RunningMoments)

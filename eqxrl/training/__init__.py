@@ -12,10 +12,7 @@ from eqxrl.training._files import read_metadata as read_metadata
 from eqxrl.training._files import save as save
 from eqxrl.training._hparam_log import HParamLog as HParamLog
 from eqxrl.training._interrupts import Interrupted as Interrupted
-from eqxrl.training._lightning import LightningCallback as LightningCallback
-from eqxrl.training._lightning import LightningLogger as LightningLogger
 from eqxrl.training._loggers import AbstractLogger as AbstractLogger
-from eqxrl.training._loggers import CSVLogger as CSVLogger
 from eqxrl.training._loggers import JSONLLogger as JSONLLogger
 from eqxrl.training._loggers import TensorBoardLogger as TensorBoardLogger
 from eqxrl.training._loggers import WandbLogger as WandbLogger
@@ -26,8 +23,8 @@ from eqxrl.training._nan_guard import NonFinite as NonFinite
 from eqxrl.training._progress import ProgressBar as ProgressBar
 from eqxrl.training._progress import Throughput as Throughput
 from eqxrl.training._rendering import EpisodeRendering as EpisodeRendering
-from eqxrl.training._restore import load_checkpoint as load_checkpoint
 from eqxrl.training._runs import Run as Run
 from eqxrl.training._runs import RunConfig as RunConfig
+from eqxrl.training._saving import load_checkpoint as load_checkpoint
 from eqxrl.training._trainer import CheckpointNotWritten as CheckpointNotWritten
 from eqxrl.training._trainer import Trainer as Trainer

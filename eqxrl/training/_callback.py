@@ -1,55 +1,54 @@
-"""What a callback is. One that keeps the mean return of every evaluation, survives a resume, and stops the run when it is
-content, in full:
-
-    class StopAt(Callback):
-        def __init__(self, mean_return):
-            self.mean_return = mean_return
-            self.state = []  # goes into the checkpoint
-
-        def on_validation_epoch_end(self, trainer, algo, state, metrics):
-            self.state.append(float(metrics.cumulative_reward.mean()))
-            trainer.log({"stop_at/missing": self.mean_return - self.state[-1]})
-            if self.state[-1] >= self.mean_return:
-                trainer.request_stop(f"the mean return is {self.state[-1]}")
-
-    Trainer(callbacks=[StopAt(450.0)]).fit(ppo, jax.random.key(0))
-
-A run calls the hooks in this order:
-
-    setup
-    on_fit_start
-        on_validation_epoch_start, on_validation_epoch_end      of the policy before training, unless that is skipped
-        on_train_start
-            on_train_epoch_start                                an epoch is what lies between two evaluations
-                on_train_batch_start, on_train_batch_end        a batch is one iteration: a rollout, and learning from it
-            on_train_epoch_end
-            on_validation_epoch_start, on_validation_epoch_end
-        on_train_end
-    on_fit_end
-    teardown                                                    also when the run was interrupted or failed
-"""
-
 import abc
 import base64
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from eqxrl._structs import EvalMetrics, TrainStepMetrics, TrajectoryWithLastObs
-from eqxrl.algorithms import PPOState
+from eqxrl._structs import EvalMetrics, TrainStepMetrics
 
 if TYPE_CHECKING:
-    import eqxrl.training._trainer
+    from eqxrl.training._trainer import Trainer
+else:
+    Trainer = Any  # which would be a circular import
 
 
 class Callback(abc.ABC):
     """Ordinary Python that the `Trainer` calls between compiled chunks of iterations. Subclass it and override the hooks you
-    need.
+    need. One that keeps the mean return of every evaluation, survives a resume, and stops the run at a given return, in full:
+
+        class StopAt(Callback):
+            def __init__(self, mean_return):
+                self.mean_return = mean_return
+                self.state = []  # goes into the checkpoint
+
+            def on_validation_epoch_end(self, trainer, algo, state, metrics):
+                self.state.append(float(metrics.cumulative_reward.mean()))
+                trainer.log({"stop_at/missing": self.mean_return - self.state[-1]})
+                if self.state[-1] >= self.mean_return:
+                    trainer.request_stop(f"the mean return is {self.state[-1]}")
+
+        Trainer(callbacks=[StopAt(450.0)]).fit(algo, 0)
+
+    A run calls the hooks in this order:
+
+        setup
+        on_fit_start
+            on_validation_epoch_start, on_validation_epoch_end      of the policy before training, unless that is skipped
+            on_train_start
+                on_train_epoch_start                                an epoch is what lies between two evaluations
+                    on_train_batch_start, on_train_batch_end        a batch is one iteration: collect, then learn
+                on_train_epoch_end
+                on_validation_epoch_start, on_validation_epoch_end
+            on_train_end
+        on_fit_end
+        teardown                                                    also when the run was interrupted or failed
 
     Every hook gets the trainer (where the run stands, `log`, `request_stop`, `request_checkpoint`), the algorithm and the
-    training state; all of it stacked, `[seeds ...]`, where several seeds are trained at once. The state's buffers are reused by
-    the next iteration: what is to be kept beyond the hook has to be copied.
+    training state; both stacked, `[seeds ...]`, where several seeds are trained at once. Of a training state you may assume
+    `rng`, `num_iterations` and `num_updates`; the rest is the algorithm's own. Its buffers are reused by the next iteration, so
+    copy what you keep beyond the hook.
 
     A hook that isn't overridden costs nothing. `on_train_epoch_end` and `on_validation_epoch_end` cost one small transfer,
     that of the metrics; `on_train_batch_start` and `on_train_batch_end` turn the run into single iterations, of which each
@@ -61,64 +60,49 @@ class Callback(abc.ABC):
     any nesting of dicts, lists, numbers, strings, `None` and (small) arrays, which come back as NumPy's. Assign to it, or
     override it with a property."""
 
-    def setup(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def setup(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """First of all; before anything is compiled but the initial state."""
 
-    def on_fit_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def on_fit_start(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """All callbacks are set up and have their state; the loggers are open."""
 
-    def on_fit_end(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def on_fit_end(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """The run is over, and wasn't interrupted."""
 
-    def on_train_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def on_train_start(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """Before the first iteration."""
 
-    def on_train_end(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def on_train_end(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """After the last evaluation."""
 
-    def on_train_epoch_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """Before the iterations that lead to the next evaluation."""
 
-    def on_train_epoch_end(
-        self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState, outputs: TrainStepMetrics
-    ) -> None:
-        """After these iterations, before the evaluation. `outputs` are means over them, as NumPy arrays; NaN for seeds that
-        were stopped."""
+    def on_train_epoch_end(self, trainer: Trainer, algo: Any, state: Any, outputs: TrainStepMetrics) -> None:
+        """After these iterations, before the evaluation. `outputs` are NumPy arrays: means over the iterations, and sums over
+        the episodes that ended in them; NaN for seeds that were stopped."""
 
-    def on_train_batch_start(
-        self,
-        trainer: "eqxrl.training._trainer.Trainer",
-        algo: Any,
-        state: PPOState,
-        batch: TrajectoryWithLastObs,
-        batch_idx: int,
-    ) -> None:
-        """A rollout was collected, and is about to be learned from; `batch_idx` counts from 0 in each epoch. `state` is of after
-        the rollout, `trainer.state` still of before."""
+    def on_train_batch_start(self, trainer: Trainer, algo: Any, state: Any, batch: Any, batch_idx: int) -> None:
+        """`algo.get_batch` returned `batch`, and it is about to be learned from; `batch_idx` counts from 0 in each epoch. `state`
+        is the state after `get_batch`, `trainer.state` still the one before."""
 
     def on_train_batch_end(
-        self,
-        trainer: "eqxrl.training._trainer.Trainer",
-        algo: Any,
-        state: PPOState,
-        outputs: TrainStepMetrics,
-        batch: TrajectoryWithLastObs,
-        batch_idx: int,
+        self, trainer: Trainer, algo: Any, state: Any, outputs: TrainStepMetrics, batch: Any, batch_idx: int
     ) -> None:
-        """The rollout was learned from. `outputs` are still on the device."""
+        """The batch was learned from. `outputs` are still on the device."""
 
-    def on_validation_epoch_start(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """Before an evaluation."""
 
-    def on_validation_epoch_end(
-        self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState, metrics: EvalMetrics
-    ) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, algo: Any, state: Any, metrics: EvalMetrics) -> None:
         """After an evaluation; `metrics` are NumPy arrays, `[episodes]`, or `[seeds episodes]`."""
 
-    def teardown(self, trainer: "eqxrl.training._trainer.Trainer", algo: Any, state: PPOState) -> None:
+    def teardown(self, trainer: Trainer, algo: Any, state: Any) -> None:
         """Last of all, however the run ended; undo `setup`. After a failure inside the compiled program the state may be
         gone."""
 
+
+HOOKS = tuple(name for name, x in vars(Callback).items() if callable(x) and not name.startswith("_"))
 
 _ARRAY = "__array__"
 
@@ -126,6 +110,16 @@ _ARRAY = "__array__"
 def overrides(callback: Callback, hook: str) -> bool:
     """Does the callback do anything in this hook?"""
     return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+
+def check_hooks(callback: Callback) -> None:
+    """**Raises:** `TypeError` for a method that was surely meant to be a hook, and isn't one."""
+    for name in dir(callback):
+        near = difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.7 if name.startswith("on_") else 0.9)
+        is_meant = name.startswith("on_") or (near and not name.startswith("_"))
+        if name not in HOOKS and is_meant and callable(getattr(callback, name)):
+            probably = f"did you mean {near[0]}? " if near else ""
+            raise TypeError(f"{type(callback).__name__}.{name} would never be called; {probably}The hooks are {', '.join(HOOKS)}")
 
 
 def encode_state(x: Any, name: str) -> Any:

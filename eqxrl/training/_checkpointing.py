@@ -2,7 +2,6 @@ import time
 from typing import Any
 
 from eqxrl._structs import EvalMetrics
-from eqxrl.algorithms import PPOState
 from eqxrl.training._callback import Callback
 
 
@@ -24,10 +23,10 @@ class Checkpointing(Callback):
         self.keep = keep
         self.state = {"best_score": None}
 
-    def on_fit_start(self, trainer: Any, algo: Any, state: PPOState) -> None:
+    def on_fit_start(self, trainer: Any, algo: Any, state: Any) -> None:
         self._last_time, self._last_epoch = time.monotonic(), trainer.epoch
 
-    def on_validation_epoch_end(self, trainer: Any, algo: Any, state: PPOState, metrics: EvalMetrics) -> None:
+    def on_validation_epoch_end(self, trainer: Any, algo: Any, state: Any, metrics: EvalMetrics) -> None:
         score = float(metrics.cumulative_reward.mean())
         best = self.best and (self.state["best_score"] is None or score > self.state["best_score"])
         if best:

@@ -5,13 +5,13 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
-from eqxrl.training._files import CheckpointDamaged, encode, load_with_metadata, read, write
+from eqxrl.training._files import CheckpointDamaged, CheckpointMismatch, encode, load_with_metadata, read_metadata, write
 
 T = TypeVar("T")
 
@@ -21,9 +21,9 @@ _NAME = re.compile(r"checkpoint-(\d+)\.eqx")
 class Checkpoints:
     """Checkpoints of one run, `checkpoint-000000120.eqx` after iteration 120 and so on, and `best.eqx`.
 
-    From the first save on, there is a whole checkpoint in the folder at every instant, even if the process is killed while
-    saving. One process writes to a folder at a time; any number may read. All state is in the folder: a new process goes on
-    where the last one stopped.
+    From the first save on, there is a whole checkpoint in the folder at every instant, even if the process is killed while saving.
+    One process writes to a folder at a time; any number may read. All state is in the folder: a new process goes on where the last
+    one stopped. Of older checkpoints only the headers are read, so that a save costs one write.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
@@ -38,14 +38,9 @@ class Checkpoints:
         self.keep = keep
 
     def save(
-        self,
-        tree: PyTree,
-        *,
-        iteration: int,
-        metadata: Mapping[str, Any] | None = None,
-        score: float | int | None = None,
+        self, tree: PyTree, *, iteration: int, metadata: Mapping[str, Any] | None = None, score: float | int | None = None
     ) -> Path:
-        """Writes a checkpoint, and then deletes those that have `keep` newer ones, which are read back first.
+        """Writes a checkpoint, and then deletes those that have `keep` newer ones, not counting those whose size or header is wrong.
 
         **Arguments:**
 
@@ -56,32 +51,32 @@ class Checkpoints:
 
         **Returns:** the checkpoint's path.
 
-        **Raises:** what `eqxrl.save` raises; `ValueError` where the folder holds a whole checkpoint of a later iteration, since
-        this one wouldn't be the latest.
+        **Raises:** what `eqxrl.save` raises; `ValueError` where the folder holds a whole checkpoint of a later iteration, since this
+        one wouldn't be the latest. (Later ones that are damaged, from which `latest` fell back, are deleted.)
         """
         if iteration < 0:
             raise ValueError(f"iteration must be at least 0, got {iteration}")
         taken = {"iteration", "score"} & set(metadata or {})
         if taken:
             raise ValueError(f"metadata must not hold {sorted(taken)}; pass them as arguments of save")
-        for later, path in self.files():
-            if later > iteration and _is_whole(path):
+        for i, path in self.files():
+            if i > iteration and _is_whole(load_with_metadata, path, tree):
                 raise ValueError(
-                    f"iteration {iteration} would not be the latest in {self.folder}, which holds iteration {later}; pass "
-                    "another folder for another run, continue from latest(like), or delete the later checkpoints"
+                    f"iteration {iteration} would not be the latest in {self.folder}, which holds iteration {i}; pass another folder "
+                    "for another run, continue from latest(like), or delete the later checkpoints"
                 )
         score = None if score is None else float(score)
-        parts = encode(tree, {**(metadata or {}), "iteration": iteration, "score": score})
+        document = encode(tree, {**(metadata or {}), "iteration": iteration, "score": score})
         path = self.folder / f"checkpoint-{iteration:09d}.eqx"
-        write(path, parts)
+        write(path, document)
         if score is not None and score > self._best_score():
-            write(self._best, parts)
-        whole = 0
-        for _, older in self.files():
-            if whole == self.keep:
-                older.unlink()
-            elif _is_whole(older):
-                whole += 1
+            write(self._best, document, twin=path)
+        kept = 1
+        for i, other in self.files():
+            if i > iteration or (i < iteration and kept == self.keep):
+                other.unlink()
+            elif i < iteration and _is_whole(read_metadata, other):
+                kept += 1
         for leftover in self.folder.glob(".*.eqx.*.tmp"):  # of a writer that was killed
             leftover.unlink()
         return path
@@ -105,9 +100,8 @@ class Checkpoints:
             for why in damage:
                 warnings.warn(f"{why} Fell back to {path.name}.", stacklevel=2)
             return found
-        raise CheckpointDamaged(
-            f"none of the {len(files)} checkpoints in {self.folder} can be read; best(like) may still be:\n" + "\n".join(damage)
-        )
+        none = f"none of the {len(files)} checkpoints in {self.folder} can be read; best(like) may still be:"
+        raise CheckpointDamaged("\n".join([none, *damage]))
 
     def best(self, like: T) -> tuple[T, dict[str, Any]]:
         """The checkpoint with the highest score so far, and its metadata.
@@ -122,7 +116,7 @@ class Checkpoints:
 
     def _best_score(self) -> float:
         try:
-            return read(self._best)[0]["metadata"]["score"]
+            return read_metadata(self._best)["score"]
         except FileNotFoundError:
             return -math.inf
         except CheckpointDamaged as e:
@@ -135,9 +129,11 @@ class Checkpoints:
         return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(read: Callable[..., Any], *args: Any) -> bool:
     try:
-        read(path)
+        read(*args)
     except CheckpointDamaged:
         return False
+    except CheckpointMismatch:
+        pass  # of another tree, or in a newer format
     return True

@@ -3,7 +3,6 @@ from typing import Any
 import numpy as np
 
 from eqxrl._structs import EvalMetrics
-from eqxrl.algorithms import PPOState
 from eqxrl.training._callback import Callback
 
 
@@ -21,11 +20,11 @@ class EarlyStopping(Callback):
         self.patience = patience
         self.min_delta = min_delta
 
-    def setup(self, trainer: Any, algo: Any, state: PPOState) -> None:
+    def setup(self, trainer: Any, algo: Any, state: Any) -> None:
         seeds = () if trainer.num_seeds is None else (trainer.num_seeds,)
         self.state = {"best": np.full(seeds, -np.inf), "evaluations_since": np.zeros(seeds, int)}
 
-    def on_validation_epoch_end(self, trainer: Any, algo: Any, state: PPOState, metrics: EvalMetrics) -> None:
+    def on_validation_epoch_end(self, trainer: Any, algo: Any, state: Any, metrics: EvalMetrics) -> None:
         means = np.asarray(metrics.cumulative_reward.mean(-1), float)
         better = means > self.state["best"] + self.min_delta
         since = np.where(better, 0, self.state["evaluations_since"] + 1)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -11,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,58 +27,29 @@ class Interrupted(KeyboardInterrupt):
 
 class Interrupts(contextlib.AbstractContextManager):
     """Turns the first SIGINT or SIGTERM into a note in `received`, for the run to look at between two compiled programs; the
-    second one ends the process at once.
+    second one ends the process at once or, in an interactive session, whose variables would be lost, raises
+    `KeyboardInterrupt`.
 
-    Python runs its handlers only when the main thread comes back from C, which may take as long as a chunk or a compilation
-    does. So a thread of its own reads the signals from a wakeup file descriptor, answers the first one, and leaves at the
-    second. In an interactive session, whose variables would be lost, the second one raises `KeyboardInterrupt` as soon as
-    Python can.
-
-    Only the main thread gets signals: in any other one this does nothing.
+    Python runs its handlers when the main thread comes back from C, so signals that come within a compiled program are one
+    signal, noted when the program ends. Only the main thread gets signals: in any other one this does nothing.
     """
 
     def __init__(self):
         self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        self._active = threading.current_thread() is threading.main_thread()
-        if self._active:
-            self._reader, self._writer = socket.socketpair()
-            self._writer.setblocking(False)
-            self._handlers = {s: signal.signal(s, self._handle) for s in _SIGNALS}
-            self._wakeup_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-            self._watcher = threading.Thread(target=self._watch, name="eqxrl-interrupts", daemon=True)
-            self._watcher.start()
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._note) for s in _SIGNALS}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._active:
-            signal.set_wakeup_fd(self._wakeup_fd)
-            for signum, handler in self._handlers.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: it was set from C
-            self._writer.close()
-            self._watcher.join()
-            self._reader.close()
+        for signum, handler in self._before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: it was set from C
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None and _interactive():
-            raise KeyboardInterrupt
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(signum)
-
-    def _watch(self) -> None:
-        seen = 0
-        while numbers := self._reader.recv(64):
-            for signum in numbers:
-                if signum not in _SIGNALS:
-                    continue
-                seen += 1
-                if seen == 1:
-                    print("\nfinishing the iterations under way; press Ctrl-C again to leave at once", file=sys.stderr)
-                elif not _interactive():
-                    if os.isatty(2):
-                        os.write(2, _SHOW_CURSOR)  # a progress bar hides it
-                    os._exit(128 + signum)
-
-
-def _interactive() -> bool:
-    return hasattr(sys, "ps1")
+        for s in _SIGNALS:
+            signal.signal(s, signal.default_int_handler if hasattr(sys, "ps1") else signal.SIG_DFL)
+        show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # which a progress bar hides
+        os.write(2, show_cursor + b"\nfinishing the iterations under way; press Ctrl-C again to leave at once\n")

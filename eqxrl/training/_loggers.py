@@ -1,17 +1,4 @@
-"""What a logger is. One that prints, in full:
-
-    class Print(AbstractLogger):
-        def start(self, hyperparameters, resumed_at):
-            print(hyperparameters)
-
-        def log(self, env_steps, values):
-            print(env_steps, values)
-
-        def close(self):
-            pass
-
-Whatever it raises, the run goes on.
-"""
+"""Where what a run has to tell is written."""
 
 import abc
 import csv
@@ -19,7 +6,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +19,18 @@ none."""
 
 class AbstractLogger(abc.ABC):
     """Takes what a run has to tell, once each. An instance serves one run. If `log` raises, the trainer warns, once, and goes
-    on with the run and the other loggers."""
+    on with the run and the other loggers. One that prints, in full:
+
+        class Print(AbstractLogger):
+            def start(self, hyperparameters, resumed_at):
+                print(hyperparameters)
+
+            def log(self, env_steps, values):
+                print(env_steps, values)
+
+            def close(self):
+                pass
+    """
 
     @abc.abstractmethod
     def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
@@ -57,6 +55,9 @@ class JSONLLogger(AbstractLogger):
     """A line of JSON for each row, `{"env_steps": 4096, "train/entropy": 0.69, ...}`; lists where several seeds are trained;
     `null` for what isn't a number. The hyperparameters go to `<name>.hyperparameters.json` beside it.
 
+    When it is closed, it writes the same as a table to `<name>.csv`, with a column `env_steps` and one for each name; where
+    several seeds are trained, one for each seed, `eval/return_mean/seed_0`; empty for what isn't a number.
+
     On a resume, rows that will come again are cut off; a file that is there already is otherwise an error.
     """
 
@@ -64,57 +65,33 @@ class JSONLLogger(AbstractLogger):
         self.path = Path(path)
 
     def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
-        _start_file(self.path, hyperparameters, resumed_at, self._kept)
-
-    def _kept(self, text: str, resumed_at: int) -> str:
-        lines = text.splitlines(keepends=True)
-        return "".join(x for x in lines if x.endswith("\n") and json.loads(x)["env_steps"] <= resumed_at)
+        if resumed_at is not None and self.path.exists():
+            replace_text(self.path, "".join(line for line, row in read_rows(self.path) if row["env_steps"] <= resumed_at))
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            open(self.path, "x").close()
+        except FileExistsError as e:
+            raise FileExistsError(e.errno, "this file is there already; pass another path for another run", str(self.path)) from e
+        replace_text(self.path.with_suffix(".hyperparameters.json"), json.dumps(hyperparameters, indent=2) + "\n")
 
     def log(self, env_steps: int, values: Values) -> None:
         line = json.dumps({"env_steps": env_steps, **{k: _null(x) for k, x in values.items()}}, allow_nan=False)
-        _append(self.path, line + "\n")
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a", newline="") as file:
+                file.write(line + "\n")
+        except OSError:  # where the disk is full: half a row would spoil the next one too
+            os.truncate(self.path, size)
+            raise
 
     def close(self) -> None:
-        pass
-
-
-class CSVLogger(AbstractLogger):
-    """A table with a column `env_steps` and one for each name; where several seeds are trained, one for each seed,
-    `eval/return_mean/seed_0`; empty for what isn't a number. The hyperparameters go to `<name>.hyperparameters.json` beside it.
-
-    On a resume, rows that will come again are cut off; a file that is there already is otherwise an error.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-
-    def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
-        _start_file(self.path, hyperparameters, resumed_at, self._kept)
-        with open(self.path, newline="") as file:
-            self._columns = next(csv.reader(file), [])
-
-    def _kept(self, text: str, resumed_at: int) -> str:
-        lines = text.splitlines(keepends=True)
-        return "".join(lines[:1] + [x for x in lines[1:] if x.endswith("\n") and int(x.split(",")[0]) <= resumed_at])
-
-    def log(self, env_steps: int, values: Values) -> None:
-        row = {"env_steps": env_steps} | {k: "" if _null(x) is None else x for k, x in flat(values).items()}
-        new = [name for name in row if name not in self._columns]
-        if new:  # a name that wasn't there before, such as the training's after the first evaluation
-            self._columns = self._columns + new
-            with open(self.path, newline="") as file:
-                earlier = list(csv.DictReader(file))
-            _replace(self.path, self._lines([dict(zip(self._columns, self._columns)), *earlier, row]))
-        else:
-            _append(self.path, self._lines([row]))
-
-    def _lines(self, rows: Iterable[Mapping[str, Any]]) -> str:
-        buffer = io.StringIO()
-        csv.DictWriter(buffer, self._columns, lineterminator="\n").writerows(rows)
-        return buffer.getvalue()
-
-    def close(self) -> None:
-        pass
+        rows = [flat(row) for _, row in read_rows(self.path)]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_text(self.path.with_suffix(".csv"), table.getvalue())
 
 
 class TensorBoardLogger(AbstractLogger):
@@ -182,30 +159,13 @@ def _null(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def _start_file(path: Path, hyperparameters: dict[str, Any], resumed_at: int | None, kept: Callable[[str, int], str]) -> None:
-    if resumed_at is None or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            open(path, "x").close()
-        except FileExistsError as e:
-            raise FileExistsError(e.errno, "this file is there already; pass another path for another run", str(path)) from e
-        path.with_suffix(".hyperparameters.json").write_text(json.dumps(hyperparameters, indent=2) + "\n")
-    else:
-        _replace(path, kept(path.read_text(), resumed_at))
+def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a `JSONLLogger`, and what they say; a kill may have torn the last one."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [(line, json.loads(line)) for line in lines if line.endswith("\n")]
 
 
-def _append(path: Path, text: str) -> None:
-    """The whole text or, where the disk is full, nothing of it: half a row would spoil the next one too."""
-    size = path.stat().st_size
-    try:
-        with open(path, "a", newline="") as file:
-            file.write(text)
-    except OSError:
-        os.truncate(path, size)
-        raise
-
-
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Whole, or as it was before."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)

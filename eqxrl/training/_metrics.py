@@ -6,22 +6,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from eqxrl._structs import EvalMetrics, TrainStepMetrics
+from eqxrl._structs import EvalMetrics, TrainStepMetrics, no_episodes
 from eqxrl._typing import describe
+from eqxrl.envs import env_name
 from eqxrl.viz import iqm
 
-_PER_EPISODE = ("episode_return", "episode_length")
 _FEW = 32
 """Arrays of up to so many numbers are written out."""
 
 Sums = dict[str, Any]
-"""Float64 sums, by the names of `TrainStepMetrics`, those of `extra` in a dict of its own; and `num_iterations`."""
+"""Float64 sums, of numbers or `[seeds]`: `num_iterations`; `means`, by name, weighted with the number of iterations;
+`episodes`, by the fields of `EpisodeStats`."""
 
 
 def get_error_from_metrics(metrics: EvalMetrics) -> tuple[str, float]:
@@ -37,32 +37,36 @@ def get_error_from_metrics(metrics: EvalMetrics) -> tuple[str, float]:
     return "mean_cumulative_reward", math.inf if math.isnan(error) else error
 
 
-def add_metrics(sums: Sums, num_iterations: int, means: TrainStepMetrics) -> Sums:
-    """Counts the means over some more iterations (NumPy arrays); `sums` may be empty."""
-    new: Sums = jax.tree.map(lambda x: np.asarray(x, np.float64), vars(means))
-    weights = dict.fromkeys(_PER_EPISODE, new["num_episodes"]) | {"num_episodes": 1}
-    with np.errstate(invalid="ignore"):  # infinity times no episodes
-        new = {k: jax.tree.map(lambda x: x * weights.get(k, num_iterations), v) for k, v in new.items()}
-    new["num_iterations"] = np.asarray(num_iterations, np.float64)
-    return jax.tree.map(np.add, sums, new) if sums else new
+def add_metrics(sums: Sums, num_iterations: int, metrics: TrainStepMetrics) -> Sums:
+    """Counts the metrics of some more iterations (NumPy arrays); `sums` may be empty."""
+    new: Sums = {
+        "num_iterations": np.asarray(num_iterations, np.float64),
+        "means": {k: np.asarray(x, np.float64) * num_iterations for k, x in metrics.means.items()},
+        "episodes": {k: np.asarray(x, np.float64) for k, x in vars(metrics.episodes).items()},
+    }
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return jax.tree.map(np.add, sums, new) if sums else new
 
 
 def mean_metrics(sums: Sums) -> TrainStepMetrics:
-    """The means over all iterations counted, float32 NumPy arrays; exactly those that went in if it was one lot."""
-    weights = {k: np.maximum(sums["num_episodes"], 1) for k in _PER_EPISODE} | {"num_episodes": 1}
-    n = sums["num_iterations"]
-    means = {k: jax.tree.map(lambda x: np.float32(x / weights.get(k, n)), v) for k, v in sums.items() if k != "num_iterations"}
-    zeros = TrainStepMetrics(**jax.tree.map(lambda _: jnp.zeros((), jnp.float32), means))
-    leaves = jax.tree.leaves([means[f.name] for f in dataclasses.fields(zeros)])
-    return jax.tree.unflatten(jax.tree.structure(zeros), leaves)  # the constructor would insist on JAX arrays
+    """Means over all iterations counted, and sums over their episodes, float32 NumPy arrays; exactly those that went in if it
+    was one lot."""
+    means = {k: np.float32(x / sums["num_iterations"]) for k, x in sums["means"].items()}
+    like = TrainStepMetrics(means=dict.fromkeys(means, jnp.zeros(())), episodes=no_episodes())
+    leaves = [means[k] for k in sorted(means)] + [np.float32(sums["episodes"][k]) for k in vars(like.episodes)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)  # the constructor would insist on JAX arrays
 
 
 def summarize_training(outputs: TrainStepMetrics) -> dict[str, Any]:
     """By the name that it is logged under; NaN for means over no episode."""
-    values = {f"train/{k}": v for k, v in vars(outputs).items() if k != "extra"}
-    for name in _PER_EPISODE:
-        values[f"train/{name}"] = np.where(outputs.num_episodes > 0, getattr(outputs, name), np.nan)
-    return values | {f"train/{k}": v for k, v in outputs.extra.items()}
+    episodes = outputs.episodes
+    per_episode = {"return": episodes.total_return, "length": episodes.total_length}
+    count = np.maximum(episodes.count, 1)
+    return {
+        **{f"train/{k}": x for k, x in outputs.means.items()},
+        "train/num_episodes": episodes.count,
+        **{f"train/episode_{k}": np.where(episodes.count > 0, x / count, np.nan) for k, x in per_episode.items()},
+    }
 
 
 def summarize_evaluation(metrics: EvalMetrics) -> dict[str, Any]:
@@ -78,18 +82,19 @@ def summarize_evaluation(metrics: EvalMetrics) -> dict[str, Any]:
     }
 
 
-def hyperparameters(algo: Any) -> dict[str, Any]:
-    """An algorithm's configuration as nested dicts of numbers and names: for people, for loggers, and to be compared."""
+def hyperparameters(algo: Any, axes: PyTree = None) -> dict[str, Any]:
+    """An algorithm's configuration as nested dicts of numbers and names: for people, for loggers, and for a resume, which
+    compares it with that of the run. Of the environment, `env` is the name, `environment` each wrapper's class and settings.
+
+    **Arguments:** `axes` as for `Trainer.fit`: which leaves hold a value for each seed, all of which are then written out.
+    """
+    written = lambda axis, x: x if axis is None else jax.tree.map(plain, x)  # noqa: E731
+    algo = jax.tree.map(written, axes, algo, is_leaf=lambda x: x is None)
     settings = {f.name: _readable(getattr(algo, f.name)) for f in dataclasses.fields(algo) if f.name != "env"}
     for x in settings.values():
         if isinstance(x, dict):
             x.pop("type", None)
-    return {"algorithm": type(algo).__name__, "env": algo.env.name, **settings}
-
-
-def swept_axes(tree: PyTree) -> PyTree[int | None]:
-    """For `vmap`: which leaves, of a tree of scalars, have a leading axis of seeds."""
-    return jax.tree.map(lambda x: 0 if eqx.is_array(x) and x.ndim else None, tree)
+    return {"algorithm": type(algo).__name__, "env": env_name(algo.env), "environment": _environment(algo.env), **settings}
 
 
 def plain(x: Any) -> Any:
@@ -111,6 +116,17 @@ def flat(values: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
         else:
             entries[key] = x
     return entries
+
+
+def _environment(env: Any) -> dict[str, Any]:
+    """The class and the settings of an environment, and of the one that it wraps. Of a plain Python object, settings are the
+    public attributes that are numbers or strings."""
+    if dataclasses.is_dataclass(env):
+        settings = {f.name: getattr(env, f.name, None) for f in dataclasses.fields(env)}
+    else:
+        settings = {k: x for k, x in getattr(env, "__dict__", {}).items() if k == "env" or isinstance(x, bool | int | float | str)}
+    public = {k: x for k, x in settings.items() if not k.startswith("_")}
+    return {"type": type(env).__qualname__} | {k: (_environment if k == "env" else _readable)(x) for k, x in public.items()}
 
 
 def _readable(x: Any) -> Any:

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -6,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from eqxrl._structs import TrainStepMetrics
-from eqxrl.algorithms import PPOState
+from eqxrl._structs import TrainStepMetrics, TrajectoryCollectionState
 from eqxrl.training._callback import Callback
 
 
@@ -24,24 +24,27 @@ class NanGuard(Callback):
     `hp.debug` set, or under `jax.config.jax_debug_nans`.
     """
 
-    def on_train_epoch_end(self, trainer: Any, algo: Any, state: PPOState, outputs: TrainStepMetrics) -> None:
-        collection = state.data_collection_state
-        watched = {
-            "outputs": outputs,
-            "state.agent": state.agent,
-            "state.learner_state": state.learner_state,
-            "state.data_collection_state.last_obs": collection.last_obs,
-            "state.data_collection_state.rms_state": collection.rms_state,
-            "state.data_collection_state.episode_return": collection.episode_return,
-        }
-        watched = {k: jax.tree.leaves_with_path(eqx.filter(x, eqx.is_inexact_array)) for k, x in watched.items()}
-        names = [f"{k}{jax.tree_util.keystr(path)}" for k, leaves in watched.items() for path, _ in leaves]
-        arrays = [x for leaves in watched.values() for _, x in leaves]
-        for name, bad in zip(names, jax.device_get(_non_finite(arrays, trainer.num_seeds is not None)), strict=True):
+    def on_train_epoch_end(self, trainer: Any, algo: Any, state: Any, outputs: TrainStepMetrics) -> None:
+        leaves = {**_floats("outputs", outputs), **_floats("state", state)}
+        found = jax.device_get(_non_finite(list(leaves.values()), trainer.num_seeds is not None))
+        for name, bad in zip(leaves, found, strict=True):
             bad = bad if trainer.stopped is None else bad & ~trainer.stopped
             if bad.any():
                 seeds = "" if trainer.stopped is None else f" of seed {', '.join(map(str, np.flatnonzero(bad)))}"
                 raise NonFinite(f"{name}{seeds} isn't finite after iteration {trainer.iteration} of {trainer.num_iterations}")
+
+
+def _floats(name: str, tree: PyTree) -> dict[str, Any]:
+    """Its float arrays by path, but for what environments keep to themselves."""
+    leaves: dict[str, Any] = {}
+    for path, x in jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, TrajectoryCollectionState)):
+        where = name + jax.tree_util.keystr(path)
+        if isinstance(x, TrajectoryCollectionState):
+            for f in dataclasses.fields(x):
+                leaves |= {} if f.name in ("env_state", "reset_state") else _floats(f"{where}.{f.name}", getattr(x, f.name))
+        elif eqx.is_inexact_array(x):
+            leaves[where] = x
+    return leaves
 
 
 @eqx.filter_jit

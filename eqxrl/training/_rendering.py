@@ -1,11 +1,7 @@
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
-
 from eqxrl._structs import EvalMetrics
-from eqxrl.algorithms import PPOState
 from eqxrl.training._callback import Callback
 
 
@@ -24,21 +20,20 @@ class EpisodeRendering(Callback):
         self.start = start
         self.end = end
 
-    def on_train_start(self, trainer: Any, algo: Any, state: PPOState) -> None:
+    def on_train_start(self, trainer: Any, algo: Any, state: Any) -> None:
         if self.start and trainer.iteration == 0:
-            self._render(trainer, algo, state)
+            self._render(trainer)
 
-    def on_validation_epoch_end(self, trainer: Any, algo: Any, state: PPOState, metrics: EvalMetrics) -> None:
+    def on_validation_epoch_end(self, trainer: Any, algo: Any, state: Any, metrics: EvalMetrics) -> None:
         if self.every_epochs is not None and trainer.epoch > 0 and trainer.epoch % self.every_epochs == 0:
-            self._render(trainer, algo, state)
+            self._render(trainer)
 
-    def on_train_end(self, trainer: Any, algo: Any, state: PPOState) -> None:
+    def on_train_end(self, trainer: Any, algo: Any, state: Any) -> None:
         if self.end:
-            self._render(trainer, algo, state)
+            self._render(trainer)
 
-    def _render(self, trainer: Any, algo: Any, state: PPOState) -> None:
+    def _render(self, trainer: Any) -> None:
         path = self.folder / f"episode-{trainer.env_steps:09d}.gif"
-        if trainer.num_seeds is not None:
-            state = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state)
         if not path.exists():
+            algo, state = trainer.member(0)
             algo.visualize(state, path)

@@ -3,51 +3,100 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Key
 
-from eqxrl.algorithms import PPO, PPOHParams, PPOState, preset
-from eqxrl.nn import AbstractActorCritic
-from eqxrl.training._files import load, save
+from eqxrl._structs import EvalMetrics
+from eqxrl._user_code import from_file, is_user_code
+from eqxrl.algorithms import ALGORITHMS, PRESETS, AbstractAlgorithm
+from eqxrl.envs import env_name
+from eqxrl.training._callback import Callback
+from eqxrl.training._checkpoints import Checkpoints
+from eqxrl.training._files import save, versions
+from eqxrl.training._loggers import AbstractLogger, JSONLLogger, read_rows, replace_text
+from eqxrl.training._metrics import flat, hyperparameters, plain
+from eqxrl.training._saving import load_checkpoint
+from eqxrl.training._trainer import Trainer
+
+_DESCRIPTION = ("hp", "parts", "env", "environment", "env_params")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """All that it takes to do the run again."""
+    """All that it takes to do a run again."""
 
-    env_id: str
+    algorithm: str
+    """A name in `ALGORITHMS`, or `/path/to/file.py:Class`; with a `source`, the class's name."""
+    env_id: str | None
     preset: str | None
-    """`None`: the defaults of `PPOHParams`."""
+    """Where hyperparameters and parts were taken from, for people: they are written out, so it may change without changing the run."""
+    source: str | None
+    """`/path/to/file.py:make`, a function that returns the algorithm, where the other fields can't tell all of it."""
+    seed: int
+    num_seeds: int
     hp: Mapping[str, Any]
-    """Hyperparameters that differ from the preset's."""
-    seed: int = 0
-    num_seeds: int = 1
+    """All of them. This and what follows is `hyperparameters(algo)`, with which the algorithm that `create` makes is compared."""
+    parts: Mapping[str, Any]
+    """Those that were passed to `create`."""
+    env: str
+    environment: Mapping[str, Any]
+    env_params: Any
+    versions: Mapping[str, str]
 
-    def create(self) -> PPO:
-        """The algorithm."""
-        if self.preset is None:
-            return PPO.create(self.env_id, hp=PPOHParams(**self.hp))
-        return preset(self.env_id, self.preset).create(**self.hp)
+    def create(self) -> AbstractAlgorithm:
+        """The algorithm.
 
-    def keys(self) -> Key[Array, " seeds"]:
-        """One key for each agent."""
-        return jax.random.split(jax.random.key(self.seed), self.num_seeds)
+        **Raises:** `ValueError` where it isn't that of the run (any more), by name; and what making it raises.
+        """
+        if self.source is not None:
+            algo: Any = from_file(self.source)()
+            if not isinstance(algo, AbstractAlgorithm):
+                raise TypeError(f"{self.source} returned {type(algo).__name__}, which is no algorithm")
+            hp = dataclasses.replace(algo.hp, total_timesteps=self.hp["total_timesteps"])  # the run may have been extended
+            algo = dataclasses.replace(algo, hp=hp)
+        else:
+            cls = find_algorithm(self.algorithm)
+            algo = cls.create(self.env_id, hp=cls.HParams(**_decode(self.hp)), **_decode(self.parts))
+        now = json.loads(json.dumps(hyperparameters(algo)))
+        run = {k: getattr(self, k) for k in _DESCRIPTION} | {"algorithm": self.algorithm if self.source else now["algorithm"]}
+        run, now = flat(run), flat({k: now[k] for k in run})
+        changed = [f"\n  {k}: the run has {run.get(k)}, this would have {now.get(k)}" for k in run | now if run.get(k) != now.get(k)]
+        if changed:
+            raise ValueError(f"what {self.source or 'the configuration'} makes isn't the algorithm of the run:{''.join(changed)}")
+        return algo
+
+    @property
+    def algorithm_name(self) -> str:
+        """The class's name."""
+        known = ALGORITHMS.get(self.algorithm)
+        return known.__name__ if known else self.algorithm.rpartition(":")[2]
+
+    def options(self) -> dict[str, Any]:
+        """Hyperparameters that differ from the preset's, or from the defaults of a class of this package; of a schedule, its begin."""
+        if self.algorithm not in ALGORITHMS or self.source:
+            return {}
+        presets = PRESETS.get(self.env_id or "", {}).get(self.algorithm, {})
+        hp: Any = presets[self.preset].hparams() if self.preset in presets else ALGORITHMS[self.algorithm].HParams()
+        usual = {k: getattr(getattr(hp, k), "init_value", getattr(hp, k)) for k in self.hp}
+        begin = {k: x["init_value"] if isinstance(x, Mapping) else x for k, x in self.hp.items()}
+        return {k: x for k, x in begin.items() if _decode(x) != plain(usual[k])}
 
 
 class Run:
     """A run's folder:
 
-    - `config.json`: environment, preset, hyperparameters, seeds;
-    - `metrics.jsonl`, `metrics.csv`: how it went;
+    - `config.json`: algorithm, environment, hyperparameters, parts, seeds, versions;
+    - `metrics.jsonl`, and `metrics.csv` when it ends: how it went;
     - `checkpoints/`: where to go on from;
     - `learning_curve.png`;
-    - `policy.eqx`: the trained agents, stacked, for `eqxrl.load` or `Run.load`.
+    - `policy.eqx`: the trained policies, stacked `[seeds ...]`, for `eqxrl.load`.
+
+    `Run.new(algo).fit()` makes one and trains; `Run(folder).fit()` goes on where the run was cut off.
     """
 
     def __init__(self, folder: str | Path):
@@ -63,32 +112,49 @@ class Run:
             content = json.loads(path.read_text())
             self.config = RunConfig(**{f.name: content[f.name] for f in dataclasses.fields(RunConfig)})
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}") from error
+            raise ValueError(f"{path} is damaged, or of another version of eqxrl: {error!r}") from error
 
     @classmethod
-    def new(cls, config: RunConfig, out: str | Path = "runs", name: str | None = None) -> "Run":
+    def new(
+        cls, algo: AbstractAlgorithm, out: str | Path = "runs", name: str | None = None, *, seed: int = 0, num_seeds: int = 1,
+        source: str | None = None, env_id: str | None = None, preset: str | None = None,
+    ) -> "Run":
         """Makes a folder for a run: `out/name`, or `out/<environment>-<number>` with the next free number.
 
-        **Raises:** `FileExistsError` if there is one by that name; a run is never overwritten.
+        **Arguments:**
+
+        - `algo`: what is to be trained.
+        - `source`: `"path/to/script.py:make"`, a function without arguments that returns the algorithm. It is needed where the
+            configuration can't tell all of it: an environment that was passed as an object, parts that aren't made of numbers and
+            strings, a class of one's own. The script is imported whenever the run is loaded, so it must train under
+            `if __name__ == "__main__":` only. (The command needs none for classes that it was given as `path/to/file.py:Class`.)
+        - `env_id`: what the environment was made with, if it isn't called so.
+        - `preset`: where hyperparameters and parts were taken from, for people.
+
+        **Raises:** `FileExistsError` if there is a folder by that name, since a run is never overwritten; `ValueError` where
+        `source` is needed, or makes another algorithm.
         """
-        out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            folder = out / name
-            if folder.exists():
-                raise FileExistsError(f"{folder} exists, and a run is never overwritten; pass another name")
-            folder.mkdir(parents=True)
-        else:
-            number = 1
-            while True:
-                folder = out / f"{config.env_id}-{number:03d}"
-                try:
-                    folder.mkdir()
-                    break
-                except FileExistsError:
-                    number += 1
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        return cls(folder)
+        if num_seeds < 1:
+            raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+        kind, described = type(algo), json.loads(json.dumps(hyperparameters(algo)))
+        names = {x: name for name, x in ALGORITHMS.items()}
+        algorithm = (names.get(kind) or _origin(kind) if source is None else None) or kind.__qualname__
+        env_id = _absolute(env_id or _origin(type(_innermost(algo.env))) or described["env"]) if source is None else None
+        source = None if source is None else _absolute(source)
+        rest = {k: described[k] for k in _DESCRIPTION}
+        config = RunConfig(algorithm, env_id, preset, source, seed, num_seeds, **rest, versions=versions())
+        try:
+            config.create()
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            hint = "" if source else "; pass source='path/to/script.py:make', a function without arguments that returns the algorithm"
+            raise ValueError(f"this {kind.__name__} can't be made again from its run's folder: {error}{hint}") from error
+        run = cls.__new__(cls)
+        run.folder, run.config = _new_folder(Path(out), name, env_name(algo.env).replace("/", "-")), config
+        run._write_config()
+        return run
+
+    def _write_config(self) -> None:
+        replace_text(self.folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
 
     @property
     def checkpoints(self) -> Path:
@@ -102,10 +168,52 @@ class Run:
     def finished(self) -> bool:
         return self.policy.is_file()
 
-    def finish(self, state: PPOState) -> None:
-        """Writes what there is to show: the policies, and a picture of how they came about."""
-        save(self.policy, state.agent, metadata=dataclasses.asdict(self.config))
+    def fit(self, callbacks: Iterable[Callback] = (), loggers: Iterable[AbstractLogger] = ()) -> tuple[Any, EvalMetrics]:
+        """Trains, or goes on from the newest checkpoint; then writes the policies and a picture of how they came about.
+
+        **Returns:** what `Trainer.fit` returns: the state, `[seeds ...]`, and all evaluations, `[seeds evals episodes]`.
+
+        **Raises:** what `Trainer.fit` raises; `ValueError` for a run that has finished.
+        """
+        if self.finished:
+            raise ValueError(f"{self.folder} has finished; its policy is {self.policy}. It goes on only to a larger total_timesteps")
+        algo, metrics = self.config.create(), self.folder / "metrics.jsonl"
+        if not Checkpoints(self.checkpoints).files():
+            metrics.unlink(missing_ok=True)  # of a process that was killed before it wrote a checkpoint
+        keys = jax.random.split(jax.random.key(self.config.seed), self.config.num_seeds)
+        state, evaluations = Trainer(callbacks, [JSONLLogger(metrics), *loggers], self.checkpoints).fit(algo, keys, resume=True)
+        save(self.policy, eqx.filter_vmap(algo.policy)(state), metadata=dataclasses.asdict(self.config))
         self.plot(self.folder / "learning_curve.png")
+        return state, evaluations
+
+    def extend(self, total_timesteps: int) -> None:
+        """Lets `fit` go on to more env steps, also where the run has finished. Nothing else changes: schedules stay as they are.
+
+        **Raises:** `ValueError` if they aren't more.
+        """
+        old = self.config.hp["total_timesteps"]
+        if total_timesteps <= old:
+            raise ValueError(f"{self.folder} has total_timesteps={old}, which can only be extended, got {total_timesteps}")
+        config = dataclasses.replace(self.config, hp={**self.config.hp, "total_timesteps": total_timesteps})
+        config.create()  # what is wrong with it shows before anything is changed
+        self.policy.unlink(missing_ok=True)
+        self.config = config
+        self._write_config()
+
+    def load(self, member: int | None = 0, *, best: bool = False) -> tuple[Any, Any]:
+        """The algorithm, and the training state of one member of the run, finished or not: what `make_actor`, `eval_callback` and
+        `visualize` take.
+
+        **Arguments:** `member`: `None` for all of them, stacked `[seeds ...]`; `best`: that with the best evaluation, not the newest.
+
+        **Raises:** as `RunConfig.create` and `load_checkpoint`; `IndexError` if there is no such member.
+        """
+        num_seeds = self.config.num_seeds
+        if member is not None and not 0 <= member < num_seeds:
+            raise IndexError(f"{self.folder} has {num_seeds} members, counted from 0, so there is no {member}")
+        algo = self.config.create()
+        state, _ = load_checkpoint(self.checkpoints, algo, best=best)
+        return algo, state if member is None else jax.tree.map(lambda x: x[member] if eqx.is_array(x) else x, state)
 
     def curve(self) -> Any:
         """The evaluations so far, as a `viz.Curve`.
@@ -115,9 +223,7 @@ class Run:
         from eqxrl.viz import Curve
 
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have torn the last one
-        rows = [row for row in rows if "eval/return_mean" in row]
+        rows = [row for _, row in read_rows(path) if "eval/return_mean" in row] if path.is_file() else []
         if not rows:
             raise FileNotFoundError(f"{self.folder} has no evaluations yet; go on with it: eqxrl train --resume {self.folder}")
         returns = [[math.nan if x is None else x for x in row["eval/return_mean"]] for row in rows]
@@ -126,27 +232,60 @@ class Run:
     def plot(self, path: str | Path) -> Path:
         from eqxrl.viz import plot_learning_curves
 
-        return plot_learning_curves({self.folder.name: self.curve()}, path, title=self.config.env_id)
+        return plot_learning_curves({self.folder.name: self.curve()}, path, title=self.config.env)
 
-    def load_all(self) -> tuple[PPO, AbstractActorCritic]:
-        """The algorithm, and the trained policies, stacked `[seeds ...]`.
 
-        **Raises:** `FileNotFoundError` if the run hasn't finished, and what `eqxrl.load` raises.
-        """
-        if not self.finished:
-            raise FileNotFoundError(f"{self.folder} hasn't finished; go on with it: eqxrl train --resume {self.folder}")
-        algo = self.config.create()
-        like = eqx.filter_eval_shape(eqx.filter_vmap(algo.init_train_state), self.config.keys())
-        return algo, load(self.policy, like.agent)
+def find_algorithm(name: str) -> type[AbstractAlgorithm]:
+    """The class called so: a name in `ALGORITHMS`, or `path/to/file.py:Class`."""
+    if name not in ALGORITHMS and not is_user_code(name):
+        there = ", ".join(ALGORITHMS)
+        raise ValueError(f"there is no algorithm {name!r}; there is {there}, or a class of your own, path/to/file.py:Class")
+    cls = ALGORITHMS[name] if name in ALGORITHMS else from_file(name)
+    if not (isinstance(cls, type) and issubclass(cls, AbstractAlgorithm)):
+        raise TypeError(f"{name} isn't an algorithm: a class that inherits from AbstractOnPolicy, AbstractOffPolicy or AbstractAlgorithm")
+    return cls
 
-    def load(self, member: int = 0) -> tuple[PPO, PPOState]:
-        """The algorithm, and a training state with the trained policy of one member of the run: what `make_actor`,
-        `eval_callback` and `visualize` take.
 
-        **Raises:** as `load_all`, and `IndexError` if there is no such member.
-        """
-        algo, agents = self.load_all()
-        if not 0 <= member < self.config.num_seeds:
-            raise IndexError(f"{self.folder} has {self.config.num_seeds} members, counted from 0, so there is no {member}")
-        agent = jax.tree.map(lambda x: x[member] if eqx.is_array(x) else x, agents)
-        return algo, dataclasses.replace(algo.init_train_state(self.config.keys()[member]), agent=agent)
+def _new_folder(out: Path, name: str | None, env: str) -> Path:
+    number = 1
+    while True:
+        folder = out / (name or f"{env}-{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError as error:
+            if name is not None:
+                raise FileExistsError(f"{folder} exists, and a run is never overwritten; pass another name") from error
+        number += 1
+
+
+def _absolute(name: str) -> str:
+    file, _, what = name.rpartition(":")
+    return f"{Path(file).expanduser().resolve()}:{what}" if is_user_code(name) else name
+
+
+def _innermost(env: Any) -> Any:
+    return _innermost(env.env) if hasattr(env, "env") else env
+
+
+def _origin(cls: type) -> str | None:
+    """`/path/to/file.py:Class` of a class that was imported by `from_file`."""
+    kind, _, path = cls.__module__.partition(":")
+    return f"{path}:{cls.__qualname__}" if kind == "user_code" else None
+
+
+def _decode(x: Any) -> Any:
+    """What `hyperparameters` has written, if it is made of numbers, strings, and public structs, parts and makers of networks."""
+    if isinstance(x, Mapping):
+        import eqxrl
+
+        fields = {k: _decode(y) for k, y in x.items() if k != "type"}
+        known = {name: cls for name, cls in vars(eqxrl).items() if isinstance(cls, type) and dataclasses.is_dataclass(cls)}
+        if "type" not in x:
+            return fields
+        if x["type"] not in known:
+            raise TypeError(f"{x['type']} can't be made of what is written down of it")
+        return known[x["type"]](**fields)
+    if isinstance(x, list):
+        return tuple(map(_decode, x))
+    return float(x) if x in ("inf", "-inf", "nan") else x

@@ -1,6 +1,5 @@
-"""Does an assembled algorithm do what it should?"""
+"""Does an assembled algorithm do what it should? One table of laws for each kind of part, and one for a whole algorithm."""
 
+from eqxrl.verification._algorithms import verify as verify
 from eqxrl.verification._report import Check as Check
 from eqxrl.verification._report import Report as Report
-from eqxrl.verification._verify import verify as verify
-from eqxrl.verification._verify import verify_env as verify_env

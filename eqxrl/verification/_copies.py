@@ -6,150 +6,86 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
-from eqxrl._typing import Scalar, Schedule, as_scalar
-from eqxrl.algorithms import AbstractOnPolicy
-from eqxrl.envs._check import shorten_episodes
+from eqxrl._typing import Schedule, as_scalar
+from eqxrl.algorithms import AbstractAlgorithm
+from eqxrl.envs import TimeLimit
 from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.nn import AbstractActorCritic
 
 TModule = TypeVar("TModule", bound=eqx.Module)
-TAlgo = TypeVar("TAlgo", bound=AbstractOnPolicy)
 
-NUM_ENVS, NUM_STEPS, NUM_EPISODES, NUM_ITERATIONS = 6, 32, 5, 3
-SIZES = dict(
-    num_envs=NUM_ENVS,
-    num_steps=NUM_STEPS,
-    num_epochs=2,
-    num_minibatches=3,
-    num_seeds_per_eval=NUM_EPISODES,
-    num_episodes=NUM_EPISODES,
-    total_timesteps=NUM_ITERATIONS * NUM_ENVS * NUM_STEPS,
-    eval_freq=NUM_ENVS * NUM_STEPS,
-)
+NUM_ITERATIONS = 3
+SIZES = dict(num_envs=6, num_steps=32, num_epochs=2, num_minibatches=3, num_seeds_per_eval=5, num_episodes=5)
+SIZES |= dict(buffer_size=400, capacity=400, batch_size=16, learning_starts=0, target_update_freq=2)
 EPISODE_LIMIT = 20  # episodes are cut off within a rollout, and long enough to end by themselves sometimes
 
 
 def with_fields(module: TModule, **values: Any) -> TModule:
     """The module with these fields, static ones too, and nothing checked: whoever calls keeps it consistent."""
     copy = object.__new__(type(module))
-    for f in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
-        if f.name in values or hasattr(module, f.name):
-            object.__setattr__(copy, f.name, values.get(f.name, getattr(module, f.name, None)))
+    for name in [f.name for f in dataclasses.fields(module)]:  # pyright: ignore[reportArgumentType]
+        if name in values or hasattr(module, name):
+            object.__setattr__(copy, name, values.get(name, getattr(module, name, None)))
     return copy
 
 
 def edit(tree: Any, change: Callable[[eqx.Module, Any, Any], Any]) -> Any:
     """The tree in which every field of every module in it is what `change(module, field, value)` says; policies are left alone,
     and what was changed isn't looked into."""
+    if type(tree) in (tuple, list):
+        return type(tree)(edit(x, change) for x in tree)
     if isinstance(tree, eqx.Module) and not isinstance(tree, AbstractActorCritic):
-        new = {}
-        for f in dataclasses.fields(tree):  # pyright: ignore[reportArgumentType]
-            if hasattr(tree, f.name):
-                value = getattr(tree, f.name)
-                changed = change(tree, f, value)
-                new[f.name] = edit(value, change) if changed is value else changed
-        return with_fields(tree, **new)
-    if type(tree) is tuple:
-        return tuple(edit(x, change) for x in tree)
-    if type(tree) is list:
-        return [edit(x, change) for x in tree]
-    if type(tree) is dict:
-        return {name: edit(x, change) for name, x in tree.items()}
-    return tree
+        old = {f: getattr(tree, f.name) for f in dataclasses.fields(tree) if hasattr(tree, f.name)}  # pyright: ignore[reportArgumentType]
+        new = {f: change(tree, f, value) for f, value in old.items()}
+        return with_fields(tree, **{f.name: edit(x, change) if x is old[f] else x for f, x in new.items()})
+    return {name: edit(x, change) for name, x in tree.items()} if type(tree) is dict else tree
 
 
-def reduced(algo: TAlgo) -> TAlgo:
-    """The algorithm with small sizes wherever a field that sets one is (`SIZES`), no two of them alike, and with short
-    episodes."""
-
-    def change(module: eqx.Module, f: Any, value: Any) -> Any:
-        is_size = f.name in SIZES and isinstance(value, int) and not isinstance(value, bool)
-        return SIZES[f.name] if is_size else value
-
-    env, env_params = algo.env, shorten_episodes(algo.env_params, EPISODE_LIMIT)
-    small = edit(with_fields(algo, env=None, env_params=None), change)
-    return with_fields(small, env=env, env_params=env_params)
-
-
-def with_part(algo: TAlgo, **parts: Any) -> TAlgo:
-    """The algorithm with other parts: fields of its own, or of its `parts`."""
-    own = {f.name for f in dataclasses.fields(algo)}  # pyright: ignore[reportArgumentType]
-    if set(parts) <= own:
-        return with_fields(algo, **parts)
-    holder = getattr(algo, "parts", None)
-    if holder is None:
-        raise TypeError(f"{type(algo).__name__} has neither the fields {sorted(parts)} nor `parts` that could be replaced")
-    return with_fields(algo, parts=with_fields(holder, **parts))
-
-
-def find(tree: Any, kind: type | tuple[type, ...]) -> list[Any]:
+def find(tree: Any, kind: type) -> list[Any]:
     """Every module of that kind in the tree, outermost first, and none inside another."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
-    return [x for x in leaves if isinstance(x, kind)]
+    return [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)]
 
 
-class Scaled(eqx.Module):
-    """A schedule times a number, so that there is a leaf that can be changed."""
-
-    schedule: Callable = eqx.field(static=True)
-    factor: Scalar = eqx.field(default=1.0, converter=as_scalar)
-
-    def __call__(self, num_updates: Int[Array, ""] | Float[Array, ""]) -> Scalar:
-        return as_scalar(self.schedule(num_updates)) * self.factor
-
-
-def scale_schedules(algo: TAlgo) -> TAlgo:
-    """The algorithm whose schedules, where they are plain functions, have a factor of 1 that can be changed."""
+def reduced(algo: AbstractAlgorithm) -> AbstractAlgorithm:
+    """The algorithm with small sizes wherever a field that sets one is (`SIZES`), no two of them alike, with short episodes, a run of
+    `NUM_ITERATIONS` iterations and an evaluation after each. Schedules that are plain functions get a factor of 1 that can be
+    changed."""
 
     def change(module: eqx.Module, f: Any, value: Any) -> Any:
-        if f.type != Schedule or not callable(value) or isinstance(value, eqx.Module):
-            return value
-        return Scaled(value)
+        if f.type == Schedule and callable(value) and not isinstance(value, eqx.Module):
+            return eqx.Partial(lambda schedule, factor, n: as_scalar(schedule(n)) * factor, value, as_scalar(1.0))
+        return SIZES[f.name] if f.name in SIZES and type(value) is int else value
 
-    return edit(algo, change)
+    small = with_fields(algo, env=TimeLimit(algo.env, EPISODE_LIMIT), hp=edit(algo.hp, change), parts=edit(algo.parts, change))
+    size = small.iteration_size
+    return with_fields(small, hp=with_fields(small.hp, total_timesteps=NUM_ITERATIONS * size, eval_freq=size))
 
 
-def numbers(algo: AbstractOnPolicy) -> list[tuple[str, Any, Callable[[Any], AbstractOnPolicy]]]:
-    """`(path, value, replace)` of every leaf that is a number or an array of some, and that training could depend on: not in
-    the environment, not in a policy, whose leaves are learned, and not in the evaluator."""
+def numbers(algo: AbstractAlgorithm) -> list[tuple[str, Any, Callable[[Any], AbstractAlgorithm]]]:
+    """`(path, value, with another value)` of every leaf of `hp` and `parts` that is a number or an array of some, and that training
+    could depend on: not in a policy, whose leaves are learned, and not in the evaluator."""
     apart = (AbstractActorCritic, AbstractEvaluator)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(algo, is_leaf=lambda x: isinstance(x, apart))
-    plain = [x for _, x in leaves]
-
-    def replace(i: int) -> Callable[[Any], AbstractOnPolicy]:
-        return lambda value: treedef.unflatten([*plain[:i], value, *plain[i + 1 :]])
-
-    found = [(jax.tree_util.keystr(path).lstrip("."), x, replace(i)) for i, (path, x) in enumerate(leaves)]
-    in_env = ("env", "env_params")
-    is_number = lambda x: isinstance(x, float | int) and not isinstance(x, bool) or eqx.is_inexact_array(x)  # noqa: E731
-    return [(path, x, new) for path, x, new in found if is_number(x) and path.split(".")[0].split("[")[0] not in in_env]
+    of = {"hp": algo.hp, "parts": algo.parts}
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(of, is_leaf=lambda x: isinstance(x, apart))
+    plain, name = [x for _, x in leaves], lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    new = lambda i: lambda value: with_fields(algo, **treedef.unflatten([*plain[:i], value, *plain[i + 1 :]]))  # noqa: E731
+    is_number = lambda x: eqx.is_inexact_array(x) or type(x) in (float, int)  # noqa: E731
+    return [(name(path), x, new(i)) for i, (path, x) in enumerate(leaves) if is_number(x)]
 
 
 def alternatives(value: Any) -> Iterator[Any]:
     """Other values of an array, of its own shape and dtype: near and far, since one that matters may do so only there."""
-    value = np.asarray(value)
     finite = np.where(np.isfinite(value), value, 1.0)
-    nonzero = np.where(finite == 0, 0.1, finite)
-    for factor in (0.5, 1e-3, 1e3, 1e6):
-        yield jax.numpy.asarray((nonzero * factor).astype(value.dtype))
+    for factor in (0.5, 1e-3, 1e3, 1e6, -1e6):
+        yield jnp.asarray(np.where(finite == 0, 0.1, finite) * factor, value.dtype)
 
 
-def statics(algo: AbstractOnPolicy) -> list[tuple[str, list[AbstractOnPolicy]]]:
-    """`(path, others)` of every integer and flag in the hyperparameters `hp`; the others have another value there."""
-    hp = getattr(algo, "hp", None)
-    if not isinstance(hp, eqx.Module):
-        return []
-    found = []
-    for f in dataclasses.fields(hp):  # pyright: ignore[reportArgumentType]
-        value = getattr(hp, f.name)
-        if isinstance(value, bool):
-            others = [not value]
-        elif isinstance(value, int):
-            others = [value * 2, value + 1]
-        else:
-            continue
-        found.append((f"hp.{f.name}", [with_fields(algo, hp=with_fields(hp, **{f.name: other})) for other in others]))
-    return found
+def statics(algo: AbstractAlgorithm) -> list[tuple[str, list[AbstractAlgorithm]]]:
+    """`(path, others)` of every integer and flag in the hyperparameters; the others have another value there."""
+    values = {f.name: getattr(algo.hp, f.name) for f in dataclasses.fields(algo.hp)}
+    others = {name: [not x] if isinstance(x, bool) else [x * 2 or 1, x + 1] for name, x in values.items() if isinstance(x, int)}
+    with_value = lambda name, x: with_fields(algo, hp=with_fields(algo.hp, **{name: x}))  # noqa: E731
+    return [(f"hp.{name}", [with_value(name, x) for x in xs]) for name, xs in others.items()]

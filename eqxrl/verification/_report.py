@@ -1,9 +1,9 @@
-"""Laws, and what became of them. A law is a function that returns what it saw, raises `AssertionError` where the law is broken,
-and `NotApplicable` where it has nothing to judge."""
+"""Laws, and what became of them. A law is a function that returns what it saw, if anything, raises `AssertionError` where the law
+is broken, and `NotApplicable` where it has nothing to judge."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 
 class NotApplicable(Exception):
@@ -15,11 +15,28 @@ class Law:
     """Something that must hold."""
 
     name: str
-    holds: Callable[[], str]
+    holds: Callable[[], str | None]
     look_at: str
     """Where the mistake usually is, when it doesn't."""
     gate: bool = False
     """Where this one fails, those after it can't be judged."""
+
+
+def law(name: str, look_at: str, gate: bool = False) -> Callable[[Any], Any]:
+    """Decorator: makes a method a law of its class's table."""
+
+    def mark(method: Any) -> Any:
+        method.law = (name, look_at, gate)
+        return method
+
+    return mark
+
+
+def laws_of(table: Any) -> list[Law]:
+    """The methods of `table` that are laws: gates first, those of its own class next, and then those that are inherited."""
+    marked = {name: x.law for cls in type(table).__mro__ for name, x in vars(cls).items() if hasattr(x, "law")}
+    laws = [Law(name, getattr(table, method), look_at, gate) for method, (name, look_at, gate) in marked.items()]
+    return sorted(laws, key=lambda law: not law.gate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +49,11 @@ class Check:
     """What was seen, or why there was nothing to see."""
     look_at: str
     cause: Exception | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        detail = f": {self.detail}" if self.detail else ""
+        look_at = f"\n{' ' * 11}look at: {self.look_at}" if self.status == "failed" else ""
+        return f"  {self.status:7}  {self.name}{detail}{look_at}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,58 +73,39 @@ class Report:
         return tuple(check for check in self.checks if check.status == "failed")
 
     def __str__(self) -> str:
-        return "\n".join([self.subject, *(f"  {check.status:7}  {check.name}: {check.detail}" for check in self.checks)])
+        return "\n".join(map(str, (self.subject, *self.checks)))
 
     def print(self) -> None:
-        """As a table, on the standard output."""
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("", "", "seen", "look at", title=self.subject, title_justify="left", show_lines=not self.ok)
-        marks = {"held": "[green]held", "failed": "[bold red]failed", "skipped": "[dim]skipped"}
-        for check in self.checks:
-            look_at = check.look_at if check.status == "failed" else ""
-            table.add_row(marks[check.status], check.name, _plain(check.detail), _plain(look_at))
-        if self.ok:
-            table.columns.pop()
-        Console().print(table)
+        """Line by line, on the standard output, with what to look at where a law is broken."""
+        print(self)
 
 
-def judge(subject: str, laws: Iterable[Law]) -> Report:
-    """Tries every law; one that breaks with any other error has failed, too."""
-    checks: list[Check] = []
+def judged(laws: Iterable[Law]) -> Iterator[Check]:
+    """Tries one law after the other; one that breaks with any other error has failed, too."""
     shut = None
     for law in laws:
         if shut is not None:
-            checks.append(Check(law.name, "skipped", f"can't be judged before this holds: {shut}", law.look_at))
+            yield Check(law.name, "skipped", f"can't be judged before this holds: {shut}", law.look_at)
             continue
         try:
-            checks.append(Check(law.name, "held", law.holds(), law.look_at))
+            yield Check(law.name, "held", law.holds() or "", law.look_at)
         except NotApplicable as reason:
-            checks.append(Check(law.name, "skipped", str(reason), law.look_at))
+            yield Check(law.name, "skipped", str(reason), law.look_at)
         except Exception as error:  # a part may break in any way
-            said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-            checks.append(Check(law.name, "failed", _shorten(said), law.look_at, error))
+            said = str(error).strip() if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}".strip()
             shut = law.name if law.gate else None
-    return Report(subject, tuple(checks))
+            yield Check(law.name, "failed", said if len(said) <= 600 else said[:600] + " ...", law.look_at, error)
+
+
+def judge(subject: str, laws: Iterable[Law]) -> Report:
+    """What becomes of all of them."""
+    return Report(subject, tuple(judged(laws)))
 
 
 def insist(subject: str, laws: Iterable[Law]) -> None:
     """**Raises:** `AssertionError`, one for all laws that are broken, each with what was seen and what to look at."""
     report = judge(subject, laws)
     if not report.ok:
-        listed = "".join(
-            f"\n  {i}. {check.name}: {check.detail}\n     look at: {check.look_at}" for i, check in enumerate(report.failed, 1)
-        )
-        raise AssertionError(f"{subject} breaks {len(report.failed)} of {len(report.checks)} laws:{listed}") from report.failed[0].cause
-
-
-def _shorten(message: str, limit: int = 600) -> str:
-    message = message.strip()
-    return message if len(message) <= limit else message[:limit] + " ..."
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        listed = [f"\n  {i}. {x.name}: {x.detail}\n     look at: {x.look_at}" for i, x in enumerate(report.failed, 1)]
+        message = f"{subject} breaks {len(listed)} of {len(report.checks)} laws:{''.join(listed)}"
+        raise AssertionError(message) from report.failed[0].cause

@@ -1,7 +1,8 @@
 """What an environment's states look like: for each environment that can be drawn, a generator of pictures.
 
-These are the environments of `gymnax.visualize.Visualizer`. It is not used itself: it builds a Gymnasium environment and a
-Matplotlib figure for every frame's sake, 20 times slower than below, and opens windows where pyplot's backend has some.
+Besides environments with a picture of their own, these are the environments of `gymnax.visualize.Visualizer`. It is not
+used itself: it builds a Gymnasium environment and a Matplotlib figure for every frame's sake, 20 times slower than below, and
+opens windows where pyplot's backend has some.
 Classic control keeps Gymnasium's own renderer; boards and discs are painted with Pillow.
 """
 
@@ -11,8 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, UInt8
+
+from eqxrl.envs import env_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,6 +110,17 @@ def point_robot_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree])
         yield picture
 
 
+def own_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> "Iterator[Image]":
+    """Those of the environment's own method `picture`."""
+    for state in states:
+        pixels = np.asarray(env.picture(jax.tree.map(jnp.asarray, state), env_params))
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            got = f"{pixels.dtype}{list(pixels.shape)}"
+            raise ValueError(f"{env_name(env)}.picture must return uint8 [height width 3], but returned {got}")
+        yield _board(pixels)
+
+
+OWN = Renderer(own_pictures, fps=10)
 RENDERERS = {
     "Acrobot-v1": Renderer(gym_pictures, fps=15),
     "CartPole-v1": Renderer(gym_pictures, fps=50),
@@ -143,7 +158,7 @@ def _board(cells: UInt8[np.ndarray, "rows columns 3"], disc: tuple | None = None
     """Coloured squares, and an orange disc on the cell `disc` = (row, column)."""
     from PIL import Image
 
-    side = LONG_SIDE // max(cells.shape[:2])
+    side = max(LONG_SIDE // max(cells.shape[:2]), 1)
     picture = Image.fromarray(cells.repeat(side, 0).repeat(side, 1))
     if disc is not None:
         row, column = map(int, disc)

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from eqxrl._typing import KeyLike, as_key
-from eqxrl.viz._draw import RENDERERS, gym_pictures, require_pygame, with_title
+from eqxrl.envs import NeverReset, as_environment, env_name, episode_limit
+from eqxrl.viz._draw import OWN, RENDERERS, gym_pictures, require_pygame, with_title
 from eqxrl.viz._files import written_whole
 
 LAST_FRAME_MS = 1500
@@ -25,42 +26,48 @@ def render_episode(
     key: KeyLike,
     *,
     max_steps: int | None = None,
+    max_frames: int = 500,
     fps: float | int | None = None,
 ) -> Path:
-    """Play one episode and write it to `gif_path` as a GIF of `episode length + 1` frames: the first state, then the state
-    after each step. The last frame is the state in which the episode ended, and nothing after it is drawn. The title counts
-    steps and the return so far (undiscounted, in the env's own reward units).
+    """Play one episode and write it to `gif_path` as a GIF: the first state, then the state after each step, the last of them
+    the one in which the episode ended. The title counts steps and the return so far (undiscounted, in the env's own
+    reward units).
 
     **Arguments:**
 
-    - `env`, `env_params`: a gymnax env that `gymnax.visualize` can draw, or a wrapper of one that delegates attributes and
-        keeps the inner env's state as its own or in a field `env_state`. Where it isn't `eqxrl.envs.separable`, such as
-        gymnax's own wrappers, the last state can't be had: the last frame repeats the one before, under its own title.
+    - `env`, `env_params`: as `create` takes them; an env with a method `picture(state, params) -> uint8 [height width 3]`, or one that
+        `gymnax.visualize` can draw, or a wrapper of one that keeps the inner env's state as its own or in a field
+        `env_state`. Of gymnax's own wrappers the last state can't be had: the last frame repeats the one before, under
+        its own title.
     - `act`: `act(obs, rng) -> action` for one observation, traceable; the action is already clipped for the env. If it is a
         pytree (an `eqx.Module` or `eqx.Partial`), rendering again with other weights compiles nothing new.
     - `gif_path`: ends in `.gif`; its folder is created where it's missing. It only appears once it's whole.
     - `max_steps`: stop here if the episode hasn't ended before.
+    - `max_frames`: of a longer episode so many states are drawn, evenly spread from the first to the last.
     - `fps`: at most 50, which is what viewers play; by default Gymnasium's for classic control and 10 or fewer for the rest.
 
     **Returns:** the path.
 
-    **Raises:** `ValueError` for an env that can't be drawn, a path that isn't a `.gif`, a bad `max_steps` or `fps`, or no
-    `max_steps` where the env has no time limit; `ImportError` for classic control without pygame. All before anything
-    compiles.
+    **Raises:** `ValueError` for an env that can't be drawn, a picture that is none, a path that isn't a `.gif`, a bad
+    `max_steps`, `max_frames` or `fps`, or no `max_steps` where the env has no time limit; `ImportError` for classic
+    control without pygame. All but the second before anything compiles.
     """
     from PIL import Image
 
-    from eqxrl.envs import episode_limit, separable
-
-    name = getattr(env, "name", type(env).__name__)
-    if name not in RENDERERS:
-        raise ValueError(f"no picture of {name} can be drawn; these can: {', '.join(RENDERERS)}")
-    renderer = RENDERERS[name]
+    env, name = as_environment(env, env_params), env_name(env)
+    renderer = OWN if hasattr(env, "picture") else RENDERERS.get(name)
+    if renderer is None:
+        raise ValueError(
+            f"no picture of {name} can be drawn; give its class a method picture(state, params) that returns uint8 pixels "
+            f"[height width 3]. Without one these can be drawn: {', '.join(RENDERERS)}"
+        )
     limits = [limit for limit in (max_steps, episode_limit(env_params, env)) if limit is not None]
     if not limits:
         raise ValueError(f"{name} has no time limit, so its episode might never end; pass max_steps")
     if min(limits) < 1:
         raise ValueError(f"max_steps must be at least 1, got {min(limits)}")
+    if max_frames < 2:
+        raise ValueError(f"max_frames must be at least 2 (the first and the last state), got {max_frames}")
     fps = renderer.fps if fps is None else fps
     if not 0 < fps <= 50:
         raise ValueError(f"fps must be above 0 and at most 50 (viewers slow faster GIFs down), got {fps}")
@@ -71,15 +78,16 @@ def render_episode(
         first, after, rewards, over = jax.device_get(_play(env, env_params, act, as_key(key), min(limits)))
         length = min(int((~over).sum()) + 1, len(over))
         returns = np.concatenate([[0.0], rewards[:length].cumsum(dtype=np.float64)])
-        env_states = [first, *(jax.tree.map(lambda x: x[t], after) for t in range(length))]
-        if over[length - 1] and not separable(env):
-            env_states[-1] = env_states[-2]
-        pictures = renderer.pictures(env, env_params, map(_innermost, env_states))
-        titled = (with_title(picture, name, f"step {t}   return {returns[t]:.2f}") for t, picture in enumerate(pictures))
+        shown = np.linspace(0, length, min(length + 1, max_frames)).round().astype(int)
+        lost = over[length - 1] and getattr(env, "whole_step", False)
+        drawn = np.minimum(shown, length - 1) if lost else shown
+        env_states = (first if t == 0 else jax.tree.map(lambda x: x[t - 1], after) for t in drawn)
+        pictures = renderer.pictures(env, env_params, env_states if renderer is OWN else map(_innermost, env_states))
+        titled = (with_title(picture, name, f"step {t}   return {returns[t]:.2f}") for t, picture in zip(shown, pictures))
         # A GIF has 256 colours a frame. Pillow's own choice of them would take most of the time; this one is off by 15 in 255
         # at most, and by more than 4 only at smoothed edges.
         frames = (frame.quantize(method=Image.Quantize.FASTOCTREE) for frame in titled)
-        durations = [round(1000 / fps)] * length + [LAST_FRAME_MS]
+        durations = [round(1000 / fps)] * (len(shown) - 1) + [LAST_FRAME_MS]
         with unfinished.open("wb") as file:
             next(frames).save(file, format="GIF", save_all=True, append_images=frames, duration=durations, loop=0)
     return Path(gif_path)
@@ -91,23 +99,24 @@ def _play(
 ) -> tuple[PyTree, PyTree, Float[Array, " steps"], Bool[Array, " steps"]]:
     """The first state; then for each step the state that it led to, its reward, and whether the episode was over after it.
     What follows the end is filler."""
-    from eqxrl.envs import step
+    stepper = NeverReset()
+    reset_key, key = jax.random.split(key)
+    obs, env_state, kept = stepper.init(env, env_params, reset_key[None])
 
-    def one_step(carry, key):
+    def one_step(carry: Any, key: Any) -> Any:
         obs, env_state, over = carry
         act_key, step_key = jax.random.split(key)
-        after = step(env, step_key, env_state, act(obs, act_key), env_params)
+        action = jax.tree.map(lambda x: x[None], act(jax.tree.map(lambda x: x[0], obs), act_key))
+        after = stepper.step(env, env_params, step_key[None], env_state, kept, action)
         over |= after.done
         return (after.obs, after.env_state, over), (after.env_state, after.reward, over)
 
-    reset_key, key = jax.random.split(key)
-    obs, env_state = env.reset(reset_key, env_params)
-    _, played = jax.lax.scan(one_step, (obs, env_state, jnp.array(False)), jax.random.split(key, num_steps))
-    return env_state, *played
+    _, played = jax.lax.scan(one_step, (obs, env_state, jnp.zeros((1,), bool)), jax.random.split(key, num_steps))
+    return jax.tree.map(lambda x: x[0], env_state), *jax.tree.map(lambda x: x[:, 0], played)
 
 
 def _innermost(state: PyTree) -> PyTree:
-    """The state that pictures are drawn from: wrappers, ours and gymnax's, keep it in a field `env_state`."""
+    """The state that gymnax's pictures are drawn from: wrappers, ours and gymnax's, keep it in a field `env_state`."""
     while hasattr(state, "env_state"):
         state = state.env_state
     return state

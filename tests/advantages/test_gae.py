@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import oracles
 import pytest
 import rlax
 
-from eqxrl import GAE, Trajectory, TrajectoryWithLastObs
+from eqxrl import GAE, ShapeError, Trajectory, TrajectoryWithLastObs
 
 STEPS, ENVS = 7, 3
 GAMMAS = np.array([0.0, 0.9, 0.99, 1.0], np.float32)
@@ -139,3 +140,15 @@ def test_wrong_shapes_are_refused(thousand):
         rollout(case[0], case[1][:, 0], *case[2:5])
     with pytest.raises(TypeError):
         gae((*case[:5], case[5][:2]), 0.9, 0.95)
+
+
+@pytest.mark.parametrize("name", ["gamma", "gae_lambda"])
+def test_a_discount_for_each_environment_is_refused(name):
+    """It would broadcast over `[envs]` without a word, and over `[steps]` where there are as many."""
+    for several in (jnp.ones(ENVS), np.ones((STEPS, 1)), jnp.ones(1)):
+        with pytest.raises(ShapeError, match=rf"GAE\.{name} must be one number, got float\d\d\[.*vmap over them"):
+            GAE(**{name: several})
+    with pytest.raises(ShapeError, match="must be one number"):
+        jax.jit(lambda several: GAE(**{name: several}))(jnp.ones(ENVS))
+    swept = eqx.filter_vmap(lambda x: getattr(GAE(**{name: x}), name))(jnp.array([0.5, 0.9]))
+    np.testing.assert_array_equal(swept, np.float32([0.5, 0.9]))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
-from helpers import Recorder, quick_jit, small, with_limit
+from helpers import Recorder, quick_jit, small, with_limit, with_parts
 
 from eqxrl import PPO, PPOHParams
 
@@ -46,8 +46,7 @@ def with_dtype(tree, dtype):
 def test_equals_numpy(env_id, max_steps):
     ppo = with_limit(PPO.create(env_id, hp=HP, actor_critic=small), max_steps)
     orders = Recorder()
-    learner = dataclasses.replace(ppo.learner, permutation=orders)
-    ppo = dataclasses.replace(ppo, parts=dataclasses.replace(ppo.parts, learner=learner))
+    ppo = with_parts(ppo, learner=dataclasses.replace(ppo.learner, permutation=orders))
     ts, batch = quick_jit(lambda ppo, key: ppo.get_batch(ppo.init_train_state(key), 0))(ppo, jax.random.key(0))
     t = batch.trajectories
     assert np.any(t.truncated & ~t.terminated)

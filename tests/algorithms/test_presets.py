@@ -1,4 +1,3 @@
-import dataclasses
 
 import equinox as eqx
 import jax
@@ -8,37 +7,49 @@ import pytest
 from scipy.stats import trim_mean
 
 from eqxrl import LinearSchedule
-from eqxrl.algorithms import PRESETS, preset
+from eqxrl.algorithms import ALGORITHMS, PRESETS, preset
+from eqxrl.envs import env_name
 
-ALL = [(env_id, name) for env_id, presets in PRESETS.items() for name in presets]
+ALL = [(env_id, algo, name) for env_id, algos in PRESETS.items() for algo, presets in algos.items() for name in presets]
 
 
-@pytest.mark.parametrize("env_id, name", ALL)
-def test_a_preset_makes_its_algorithm(env_id, name):
-    chosen = preset(env_id, name)
+@pytest.mark.parametrize("env_id, algo, name", ALL)
+def test_a_preset_makes_its_algorithm(env_id, algo, name):
+    chosen = preset(env_id, algo, name)
     ppo = chosen.create(num_seeds_per_eval=7)
-    assert ppo.env.name == env_id
+    assert type(ppo) is ALGORITHMS[algo] and chosen.algorithm == algo
+    assert env_name(ppo.env) == chosen.env_id == env_id
     assert ppo.hp.num_seeds_per_eval == 7
     assert ppo.chunks.sum() * ppo.iteration_size - ppo.hp.total_timesteps < ppo.iteration_size
     for field in chosen.anneal:
         schedule = getattr(ppo.hp, field)
-        start = chosen.hp.get(field, 0.2)
+        start = chosen.hp.get(field, getattr(ppo.HParams(), field))
         np.testing.assert_allclose(schedule(jnp.int32(0)), start, rtol=1e-6)
         np.testing.assert_allclose(schedule(jnp.int32(ppo.hp.num_updates // 2)), start / 2, rtol=1e-3)
         assert schedule(jnp.int32(ppo.hp.num_updates)) == 0
 
 
-def test_an_override_is_not_annealed_and_the_horizon_follows_the_budget():
+def test_an_override_is_annealed_and_the_horizon_follows_the_budget():
     hp = preset("CartPole-v1").hparams(learning_rate=0.01, total_timesteps=256 * 10)
-    assert hp.learning_rate == jnp.float32(0.01)
-    assert hp.clip_eps.transition_steps == hp.num_updates == 10 * 20
+    assert hp.clip_eps.transition_steps == hp.learning_rate.transition_steps == hp.num_updates == 10 * 20
+    for updates, fraction in ((0, 1.0), (100, 0.5), (200, 0.0)):
+        np.testing.assert_allclose(hp.learning_rate(jnp.int32(updates)), 0.01 * fraction, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(hp.clip_eps(jnp.int32(updates)), 0.2 * fraction, rtol=1e-5, atol=1e-8)
+
+
+def test_a_schedule_that_overrides_is_followed():
+    schedule = LinearSchedule(0.5, 0.25, 7)
+    hp = preset("CartPole-v1").hparams(learning_rate=schedule)
+    assert hp.learning_rate is schedule and callable(hp.clip_eps)
 
 
 def test_names_that_do_not_exist():
-    with pytest.raises(ValueError, match="no preset for Nothing-v0.*CartPole-v1"):
+    with pytest.raises(ValueError, match=r"no preset for ppo on Nothing-v0; .*CartPole-v1 \(.*ppo"):
         preset("Nothing-v0")
-    with pytest.raises(ValueError, match="no preset 'zo' for CartPole-v1; there is zoo, cleanrl"):
-        preset("CartPole-v1", "zo")
+    with pytest.raises(ValueError, match="no preset for sac on CartPole-v1"):
+        preset("CartPole-v1", "sac")
+    with pytest.raises(ValueError, match="no preset 'zo' for ppo on CartPole-v1; there is zoo, cleanrl"):
+        preset("CartPole-v1", name="zo")
 
 
 def test_building_a_preset_again_compiles_nothing_again():
@@ -52,8 +63,7 @@ def test_building_a_preset_again_compiles_nothing_again():
 
     first = preset("CartPole-v1").create()
     init(first, jax.random.key(0))
-    again = dataclasses.replace(first, hp=preset("CartPole-v1").hparams(), parts=preset("CartPole-v1").create().parts)
-    init(again, jax.random.key(1))
+    init(preset("CartPole-v1").create(), jax.random.key(1))
     assert traces == 1
 
 
@@ -69,7 +79,7 @@ def test_linear_schedule_is_linear_then_constant_and_can_be_swept():
 @pytest.mark.timeout(1200)
 def test_cartpole_is_solved_by_every_seed():
     """The whole table: `python benchmarks/learning.py`."""
-    ppo = preset("CartPole-v1", "zoo").create(eval_freq=99_840)
+    ppo = preset("CartPole-v1", name="zoo").create(eval_freq=99_840)
     keys = jax.random.split(jax.random.key(0), 20)
     _, metrics = eqx.filter_vmap(lambda key: ppo.train(key, skip_initial_evaluation=True))(keys)
     returns = np.asarray(metrics.cumulative_reward[:, -1].mean(-1))

@@ -109,7 +109,8 @@ def test_without_bootstrap_it_is_not():
 
 
 def test_continuous_action_depends_on_the_observation():
-    hp = dataclasses.replace(HP, clip_eps=0.2, learning_rate=optax.linear_schedule(1e-2, 1e-4, ITERATIONS * 16), gamma=0.9)
+    # at 1e-2 one seed in five becomes sure of its actions before they are right; of 48 at 3e-3 none is off by more than 0.02
+    hp = dataclasses.replace(HP, clip_eps=0.2, learning_rate=optax.linear_schedule(3e-3, 1e-4, ITERATIONS * 16), gamma=0.9)
     ppo = PPO.create(
         env=probe_envs.Target(),
         env_params=probe_envs.Limit(8),

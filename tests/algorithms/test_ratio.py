@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Recorder, quick_jit, tiny
+from helpers import Recorder, quick_jit, tiny, with_parts
 
 from eqxrl import AbstractLoss
 
@@ -27,7 +27,7 @@ class Watched(AbstractLoss):
         distribution, value, _ = jax.vmap(lambda obs: agent(obs, ()))(t.obs)
         furthest = jnp.max(jnp.abs(jnp.exp(distribution.log_prob(t.action) - t.log_prob) - 1))
         apart = jnp.max(jnp.abs(value - t.value))
-        jax.debug.callback(lambda *x: self.seen.append(x), self.num_updates, furthest, metrics.approx_kl, apart, ordered=True)
+        jax.debug.callback(lambda *x: self.seen.append(x), self.num_updates, furthest, metrics["approx_kl"], apart, ordered=True)
         return loss, metrics
 
     def at_step(self, num_updates):
@@ -47,8 +47,7 @@ def watched(request):
     )
     seen, orders = Recorder(), Recorder()
     learner = dataclasses.replace(ppo.learner, loss=Watched(ppo.learner.loss, seen, jnp.int32(0)), permutation=orders)
-    ppo = dataclasses.replace(ppo, parts=dataclasses.replace(ppo.parts, learner=learner))
-    quick_jit(lambda ppo, key: ppo.iterations(ppo.init_train_state(key), ITERATIONS))(ppo, jax.random.key(0))
+    quick_jit(lambda ppo, key: ppo.iterations(ppo.init_train_state(key), ITERATIONS))(with_parts(ppo, learner=learner), jax.random.key(0))
     jax.effects_barrier()
     return np.array(seen, np.float64).reshape(ITERATIONS, -1, 4), np.array(orders).reshape(ITERATIONS, EPOCHS, -1)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import arrays, quick_jit, same, tiny
+from helpers import arrays, quick_jit, same, tiny, with_parts
 
 from eqxrl import PPO, AbstractAdvantage, PPOHParams, Trajectory
 from eqxrl.algorithms import PPOState
@@ -29,7 +29,7 @@ class Counted(AbstractAdvantage):
 
 def counted(**hparams):
     ppo = tiny(**{**dict(normalize_observations=True, normalize_rewards=True), **hparams})
-    return dataclasses.replace(ppo, parts=dataclasses.replace(ppo.parts, advantage=Counted(ppo.advantage)))
+    return with_parts(ppo, advantage=Counted(ppo.advantage))
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +98,19 @@ def test_an_evaluations_key(six):
     seen = []
 
     class Spy(type(ppo.evaluator)):
-        def __call__(self, env, env_params, agent, key):
+        def __call__(self, env, env_params, policy, key):
             seen.append(jax.random.key_data(key).tolist())
-            return super().__call__(env, env_params, agent, key)
+            return super().__call__(env, env_params, policy, key)
 
-    spied = dataclasses.replace(ppo, parts=dataclasses.replace(ppo.parts, evaluator=Spy(num_episodes=2)))
+    spied = with_parts(ppo, evaluator=Spy(num_episodes=2))
     after, _ = quick_jit(lambda ppo, ts: ppo.iteration(ts, 0))(ppo, state)
     given = jax.random.key(5)
     spied.eval_callback(state)
     spied.eval_callback(after)
     spied.eval_callback(state, given)
     spied.eval_callback(state, jax.random.PRNGKey(5))
-    assert seen[2] == seen[3] == jax.random.key_data(given).tolist()
+    spied.eval_callback(state, 5)
+    assert seen[2] == seen[3] == seen[4] == jax.random.key_data(given).tolist()
     assert len({str(x) for x in seen}) == 3
 
 
@@ -130,14 +131,24 @@ def test_the_first_evaluation_may_be_skipped(three):
     assert state.data_collection_state.global_step == 1
 
 
-def test_old_style_keys_and_bad_arguments(three):
-    new, old = (quick_jit(lambda p, k: p.init_train_state(k))(three, k) for k in (jax.random.key(7), jax.random.PRNGKey(7)))
+def test_old_style_keys_and_seeds_and_bad_arguments(three):
+    init = quick_jit(lambda p, k: p.init_train_state(k))
+    new, old, seed = (init(three, k) for k in (jax.random.key(7), jax.random.PRNGKey(7), 7))
     same(new, old)
-    for arguments in ({}, dict(rng=jax.random.key(0), train_state=new)):
-        with pytest.raises(ValueError, match="pass either rng, to start anew, or train_state"):
-            three.train(**arguments)
-    with pytest.raises(ValueError, match=r"rng must be a JAX key, got uint32\[3\]"):
+    same(new, seed)
+    with pytest.raises(ValueError, match="pass rng, to start anew, or train_state, to go on from it"):
+        three.train()
+    with pytest.raises(ValueError, match=r"rng must be a JAX key or a seed, got uint32\[3\]"):
         three.train(jnp.zeros(3, jnp.uint32))
+
+
+def test_a_state_to_go_on_from_comes_before_a_key(three):
+    state = three.init_train_state(3)
+    expected, _ = three.train(train_state=state)
+    before = len(TRACES)
+    for rng in (jax.random.key(0), jax.random.PRNGKey(1), 2):
+        same(three.train(rng, train_state=state)[0], expected)
+    assert len(TRACES) == before
 
 
 @pytest.mark.parametrize(
@@ -173,7 +184,7 @@ def test_a_budget_larger_than_32_bits():
 
 
 def test_metrics_of_several_iterations(six, three):
-    """Means over iterations, and over episodes where they are about episodes."""
+    """Means over iterations, and sums over the episodes that ended in them."""
     ppo = three
     init, iteration = (quick_jit(f) for f in (lambda p, k: p.init_train_state(k), lambda p, ts: p.iteration(ts, 0)))
     ts, each = init(ppo, jax.random.key(0)), []
@@ -184,16 +195,19 @@ def test_metrics_of_several_iterations(six, three):
         each.append(metrics)
         unexplained = np.var(np.asarray(estimate.targets - batch.trajectories.value, np.float64))
         expected = 1 - unexplained / np.var(np.asarray(estimate.targets, np.float64))
-        np.testing.assert_allclose(metrics.explained_variance, expected, rtol=1e-3, atol=1e-4)
-        assert metrics.num_episodes == np.sum(batch.trajectories.done)
+        np.testing.assert_allclose(metrics.means["explained_variance"], expected, rtol=1e-3, atol=1e-4)
+        assert metrics.episodes.count == np.sum(batch.trajectories.done)
+        same(metrics.episodes, batch.episodes, rtol=1e-6)
     _, together = quick_jit(lambda p, ts: p.iterations(ts, 3))(ppo, init(ppo, jax.random.key(0)))
-    counts = np.array([m.num_episodes for m in each])
-    assert together.num_episodes == counts.sum() > 0
-    for name in ("episode_return", "episode_length"):
-        expected = np.average([getattr(m, name) for m in each], weights=counts)
-        np.testing.assert_allclose(getattr(together, name), expected, rtol=1e-5)
-    for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm", "explained_variance"):
-        np.testing.assert_allclose(getattr(together, name), np.mean([getattr(m, name) for m in each]), rtol=1e-3, atol=1e-6)
+    for name in ("count", "total_return", "total_length"):
+        expected = np.sum([getattr(m.episodes, name) for m in each])
+        np.testing.assert_allclose(getattr(together.episodes, name), expected, rtol=1e-5)
+    assert together.episodes.count > 0
+    names = {"policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm", "explained_variance"}
+    assert set(together.means) == names
+    for name in names:
+        expected = np.mean([m.means[name] for m in each])
+        np.testing.assert_allclose(together.means[name], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_actor():
@@ -205,6 +219,7 @@ def test_the_actor():
     act, mode = ppo.make_actor(ts), ppo.make_actor(ts, deterministic=True)
     actions = np.array([act(obs, key) for key in jax.random.split(jax.random.key(0), 20)])
     assert actions.shape == (20, 1) and np.abs(actions).max() == 2.0 and len(np.unique(actions)) > 2
+    np.testing.assert_array_equal(act(obs, 3), act(obs, jax.random.key(3)))
     expected, _, _ = ts.agent(obs, ())
     np.testing.assert_allclose(mode(obs, jax.random.key(0)), np.clip(expected.mean, -2, 2), rtol=1e-6)
 

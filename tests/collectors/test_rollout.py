@@ -11,12 +11,13 @@ import probe_envs
 import pytest
 from helpers import quick_jit
 
-from eqxrl import MLPActorCritic, RolloutCollector, make
+from eqxrl import MLPActorCritic, RolloutCollector, TransitionCollector, make
 from eqxrl.collectors import RewardScaling
-from eqxrl.envs import ResetEveryStep, ResetWhenDone
-from eqxrl.nn import AbstractActorCritic, Categorical, NormalizedActorCritic, observe
+from eqxrl.envs import AbstractStepper, ResetWhenDone, vec_step
+from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy, Categorical, NormalizedActorCritic, observe
 
 ENVS, STEPS = 3, 10
+KEY = 8  # with it some of the episodes of `memory` end at a rollout's last step, and some go on
 
 
 class Memory(AbstractActorCritic):
@@ -70,14 +71,16 @@ def loop(env, params, agent, key, rollouts):
         actions = distribution.sample(action_key)
         row = []
         for i, k in enumerate(jax.random.split(step_key, ENVS)):
+            key_step, key_reset = jax.random.split(k)
             sent = actions[i] if hasattr(space, "n") else jnp.clip(actions[i], space.low, space.high)
-            o, states[i], reward, terminated, truncated, info = env.step(k, states[i], sent, params)
+            after, states[i], reward, terminated, truncated, _ = env.step(key_step, states[i], sent, params)
             final = 0.0
             if truncated and not terminated:
-                final = agent(info["final_observation"], carries[i])[1]
+                final = agent(after, carries[i])[1]
             row.append(
                 dict(
                     obs=obs[i],
+                    next_obs=after,
                     action=actions[i],
                     log_prob=distribution.log_prob(actions)[i],
                     reward=jnp.reshape(reward, ()),
@@ -87,8 +90,9 @@ def loop(env, params, agent, key, rollouts):
                     final_value=final,
                 )
             )
-            obs[i] = o
+            obs[i] = after
             if terminated or truncated:
+                obs[i], states[i] = env.reset(key_reset, params)
                 carries[i] = agent.initial_carry()
         rows.append({"carry": before, **{name: np.stack([r[name] for r in row]) for name in row[0]}})
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "carry"}
@@ -99,29 +103,57 @@ def loop(env, params, agent, key, rollouts):
 def collected(request):
     env, params, agent = case(request.param)
     collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS)
-    state = quick_jit(collector.init)(env, params, agent, jax.random.key(3))
+    state = quick_jit(collector.init)(env, params, agent, jax.random.key(KEY))
     collect, rollouts, states = quick_jit(collector), [], [state]
     for _ in range(2):
         state, rollout = collect(env, params, agent, state)
         rollouts.append(rollout)
         states.append(state)
     with jax.numpy_rank_promotion("allow"):
-        return request.param, rollouts, states, loop(env, params, agent, jax.random.key(3), 2)
+        return request.param, rollouts, states, loop(env, params, agent, jax.random.key(KEY), 2)
 
 
 def test_equals_the_loop(collected):
     name, rollouts, _, (expected, _, last_obs) = collected
     for field, x in expected.items():
-        ours = np.concatenate([getattr(r.trajectories, field) for r in rollouts])
-        assert ours.shape == x.shape, field
-        if x.dtype.kind in "bi":
-            np.testing.assert_array_equal(ours, x, err_msg=field)
-        else:
-            np.testing.assert_allclose(ours, x, rtol=1e-4, atol=1e-5, err_msg=field)
+        if field != "next_obs":
+            ours = np.concatenate([getattr(r.trajectories, field) for r in rollouts])
+            assert_equal(ours, x, field)
     np.testing.assert_allclose(rollouts[-1].last_obs, last_obs, rtol=1e-5, atol=1e-5)
     ends = expected["truncated"].astype(int) + 2 * expected["terminated"]
     wanted = {"CartPole-v1": {0, 1, 2}, "Pendulum-v1": {0, 1}, "chain": {0, 1, 2, 3}, "memory": {0, 1, 2, 3}}
     assert wanted[name] <= set(np.unique(ends))  # every kind of end that there is
+
+
+def assert_equal(ours, expected, field):
+    assert ours.shape == expected.shape, field
+    if expected.dtype.kind in "bi":
+        np.testing.assert_array_equal(ours, expected, err_msg=field)
+    else:
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5, err_msg=field)
+
+
+def test_transitions_equal_the_loop(collected):
+    """The same steps as of a rollout, with what each of them led to."""
+    name, rollouts, states, (expected, _, _) = collected
+    env, params, agent = case(name)
+    collector, policy = TransitionCollector(num_envs=ENVS, num_steps=STEPS), ActorCriticPolicy(agent)
+    state = quick_jit(collector.init)(env, params, policy, jax.random.key(KEY))
+    collect, batches = quick_jit(collector), []
+    for rollout in rollouts:
+        state, batch = collect(env, params, policy, state)
+        batches.append(batch.transitions)
+        assert eqx.tree_equal(batch.episodes, rollout.episodes)
+    for field in ("obs", "action", "reward", "next_obs", "terminated", "truncated"):
+        assert_equal(np.concatenate([getattr(b, field) for b in batches]), expected[field], field)
+    first = np.concatenate([b.obs for b in batches])[1:]
+    goes_on = ~np.concatenate([b.done for b in batches])[:-1]
+    np.testing.assert_array_equal(np.concatenate([b.next_obs for b in batches])[:-1][goes_on], first[goes_on])
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(states[-1]), strict=True):
+        if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            assert ours == theirs
+        else:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_final_values_are_there_exactly_where_an_episode_was_cut_off(collected):
@@ -277,17 +309,35 @@ def test_vmapped_over_seeds_each_is_its_single_run():
                 np.testing.assert_array_equal(a[i], b)
 
 
+class ResetEveryStep(AbstractStepper):
+    """What a reset only where episodes end must not differ from."""
+
+    def init(self, env, env_params, keys):
+        return *jax.vmap(env.reset, in_axes=(0, None))(keys, env_params), ()
+
+    def step(self, env, env_params, keys, env_state, reset_state, action):
+        keys = jax.vmap(jax.random.split)(keys)
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
+        first = jax.vmap(env.reset, in_axes=(0, None))(keys[:, 1], env_params)
+        return vec_step(stepped, reset_state, lambda: first)
+
+    def refresh(self, env, env_params, key, reset_state):
+        return reset_state
+
+
 def test_the_reset_strategy_is_a_part():
     env, params, agent = case("CartPole-v1")
     results = []
-    for reset in (None, ResetEveryStep(), ResetWhenDone()):
-        collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS, reset=reset)
+    for stepper in ({}, {"stepper": ResetEveryStep()}, {"stepper": ResetWhenDone()}):
+        collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS, **stepper)
         state = collector.init(env, params, agent, jax.random.key(0))
         results.append(quick_jit(collector)(env, params, agent, state)[1])
     assert eqx.tree_equal(*results)
+    assert np.any(results[0].trajectories.done)
 
 
 def test_bad_sizes():
     for sizes in (dict(num_envs=0, num_steps=1), dict(num_envs=1, num_steps=-2)):
-        with pytest.raises(ValueError, match="must be at least 1, got"):
-            RolloutCollector(**sizes)
+        for collector in (RolloutCollector, TransitionCollector):
+            with pytest.raises(ValueError, match="must be at least 1, got"):
+                collector(**sizes)

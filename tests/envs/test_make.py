@@ -1,16 +1,28 @@
+"""Environments by name: gymnax's, and those in a file of the user's own."""
+
 import inspect
 import pathlib
+import subprocess
+import sys
 
 import gymnax
 import pytest
 
-from eqxrl.envs import make
+from eqxrl.envs import Gymnax, TimeLimit, as_environment, check_env, env_name, make
 
 
 def test_known_names():
     env, params = make("CartPole-v1")
-    assert env.name == "CartPole-v1" and params == env.default_params
+    assert env.name == env_name(env) == "CartPole-v1" and params == env.default_params
+    assert isinstance(env, Gymnax) and as_environment(env, params) is env
     assert make("Catch-bsuite", rows=7)[0].rows == 7
+
+
+def test_the_same_name_and_arguments_give_the_same_environment():
+    assert make("CartPole-v1")[0] is make("CartPole-v1")[0]
+    seven = make("Catch-bsuite", rows=7, columns=5)[0]
+    assert seven is make("Catch-bsuite", columns=5, rows=7)[0]
+    assert seven is not make("Catch-bsuite", rows=7)[0] and seven.env is not make("Catch-bsuite")[0].env
 
 
 @pytest.mark.parametrize(
@@ -24,6 +36,12 @@ def test_unknown_names_are_answered_with_the_nearest(wrong, near):
 def test_names_that_are_near_to_nothing_get_the_list():
     with pytest.raises(ValueError, match="there are CartPole-v1, .*FrozenLake-misc"):
         make("qqqqqq")
+
+
+@pytest.mark.parametrize("name", ["brax/ant", "craftax/Craftax-Symbolic-v1", "my_env.py", "./my_env.py"])
+def test_suites_are_reserved(name):
+    with pytest.raises(ValueError, match=f"no environment '{name}': .*'suite/name', and no suites are known yet; .*file.py:Name"):
+        make(name)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, gymnax.make])
@@ -57,10 +75,84 @@ def test_mnist_with_a_broken_download(monkeypatch, tmp_path, content):
         make("MNISTBandit-bsuite")
 
 
-def test_environments_of_ones_own(monkeypatch):
+def test_environments_registered_with_gymnax(monkeypatch):
     monkeypatch.setattr(gymnax.registration, "_registry", dict(gymnax.registration._registry))
     monkeypatch.setattr(gymnax.registration, "registered_envs", [])
     cartpole = type(gymnax.make("CartPole-v1")[0])
     gymnax.register("Mine-v0", cartpole)
     monkeypatch.setattr(gymnax, "registered_envs", gymnax.registration.registered_envs)
-    assert type(make("Mine-v0")[0]) is cartpole
+    assert type(make("Mine-v0")[0].env) is cartpole
+
+
+MINE = """
+import gymnax
+import equinox as eqx
+import jax.numpy as jnp
+from eqxrl.envs import TimeLimit
+from eqxrl.spaces import Box, Discrete
+
+class Mine(eqx.Module):
+    goal: float = 1.0
+    max_steps: int = eqx.field(static=True, default=20)
+    @property
+    def default_params(self):
+        return {"speed": 0.1}
+    def reset(self, key, params):
+        return jnp.zeros(1), (jnp.zeros(1), jnp.array(0))
+    def step(self, key, state, action, params):
+        x, time = state[0] + params["speed"] * (action - 1), state[1] + 1
+        return x, (x, time), -jnp.abs(x[0] - self.goal), x[0] > self.goal, time >= self.max_steps, {}
+    def observation_space(self, params):
+        return Box(-3, 3, (1,))
+    def action_space(self, params):
+        return Discrete(3)
+
+def short(max_steps):
+    return TimeLimit(Mine(), max_steps)
+
+def of_gymnax():
+    return gymnax.make("CartPole-v1")[0]
+
+def with_params():
+    return gymnax.make("CartPole-v1")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return f"{tmp_path}/mine.py"
+
+
+def test_environments_in_a_file_of_ones_own(mine):
+    env, params = make(f"{mine}:Mine", goal=2.0)
+    assert env.goal == 2.0 and params == {"speed": 0.1} and env_name(env) == "Mine"
+    check_env(env, params)
+    assert make(f"{mine}:Mine", goal=2.0)[0] is env and type(make(f"{mine}:Mine")[0]) is type(env)
+    short, params = make(f"{mine}:short", max_steps=5)
+    assert isinstance(short, TimeLimit) and short.max_steps == 5 and params == {"speed": 0.1}
+    assert isinstance(make(f"{mine}:of_gymnax")[0], Gymnax)
+
+
+def test_what_a_file_holds_that_is_no_environment(mine):
+    with pytest.raises(TypeError, match="mine.py:number is a int; name a class, or a function that returns an environment"):
+        make(f"{mine}:number")
+    with pytest.raises(TypeError, match="got a tuple of 2 as env"):
+        make(f"{mine}:with_params")
+    with pytest.raises(ImportError, match="has nothing called 'Min'; did you mean 'Mine'"):
+        make(f"{mine}:Min")
+
+
+def test_gymnax_is_imported_only_where_it_is_used(mine):
+    script = f"""
+import sys
+import eqxrl.envs as envs
+from eqxrl.spaces import Box, Discrete
+source = open({mine!r}).read().replace("import gymnax", "")
+exec(source)
+envs.check_env(envs.TimeLimit(Mine(), 5), num_steps=20)
+assert "gymnax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,246 +1,220 @@
-"""`adapt`, `separable`, `step` and the wrappers."""
+"""The protocol, `as_environment`, the adapter of gymnax, and the wrappers."""
 
 import copy
+import functools
 
 import equinox as eqx
+import gymnax
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from gymnax.wrappers import FlattenObservationWrapper, LogWrapper
-from toy_envs import FiveValues, Hooks, NotJittable, Params, State, Walk, box
+import toy_envs
+from gymnax.wrappers import FlattenObservationWrapper, LogWrapper, StickyActionWrapper
+from gymnax.wrappers.compat import LegacyStepAPIWrapper
+from jaxtyping import Array, Float, Int
+from toy_envs import Params, Walk
 
+import eqxrl
 from eqxrl.envs import (
-    AutoReset,
+    AbstractWrapper,
     EnvError,
-    FiveValueStep,
+    Environment,
+    Gymnax,
     TimeLimit,
     TimeLimitIsTerminal,
-    adapt,
+    as_environment,
+    check_env,
     check_spaces,
+    env_name,
+    episode_limit,
     make,
-    separable,
-    step,
 )
 
 PARAMS = Params(3, noise=0.0)
+CartPole = type(gymnax.make("CartPole-v1")[0])
 
 
-class LegacyBase:
-    """gymnax before 1.0: `step` is the base's, and `done` says all."""
-
-    default_params = PARAMS
-
-    def step(self, key, state, action, params=None):
-        key, key_reset = jr.split(key)
-        obs, state, reward, done, info = self.step_env(key, state, action, params)
-        first = self.reset_env(key_reset, params)
-        obs, state = jax.tree.map(lambda a, b: jnp.where(done, a, b), first, (obs, state))
-        return obs, state, reward, done, info
-
-    def reset(self, key, params=None):
-        return self.reset_env(key, params)
+def test_environments_are_left_as_they_are():
+    for env in (Walk(), TimeLimit(Walk(), 9), make("CartPole-v1")[0]):
+        assert as_environment(env, env.default_params) is env and as_environment(env) is env
+        assert isinstance(env, Environment)
+    assert not isinstance(3, Environment)
 
 
-class Legacy(LegacyBase):
-    """A walk to the right whose limit is told in `info`."""
-
-    def reset_env(self, key, params):
-        state = State(jr.uniform(key, ()), jnp.zeros((), jnp.int32))
-        return state.x[None], state
-
-    def step_env(self, key, state, action, params):
-        state = State(state.x + 1, state.time + 1)
-        cut = state.time >= params.max_steps_in_episode
-        return state.x[None], state, jnp.ones((1,)), (state.x > 3) | cut, self.info(cut, state)
-
-    def info(self, cut, state):
-        return {"truncated": cut}
-
-    def observation_space(self, params):
-        return box(0, 10, (1,))
-
-    action_space = Walk.action_space
+@pytest.mark.parametrize("wrap", [lambda env: env, LogWrapper, FlattenObservationWrapper, StickyActionWrapper])
+def test_what_is_gymnaxs_is_wrapped(wrap):
+    raw = wrap(gymnax.make("CartPole-v1")[0])
+    env = as_environment(raw)
+    assert isinstance(env, Gymnax) and env.env is raw and env == as_environment(raw)
 
 
-class OwnStep(Legacy):
-    """Does something of its own after the base's step, as a reward shaping would."""
-
-    def step(self, key, state, action, params=None):
-        obs, state, reward, *rest = super().step(key, state, action, params)
-        return obs, state, 10 * reward, *rest
-
-
-class Whole:
-    """Neither `step_env` nor `reset_env`: only the whole step."""
-
-    def __init__(self, info):
-        self.env, self.info = Legacy(), info
-
-    def reset(self, key, params):
-        return self.env.reset(key, params)
-
-    def step(self, key, state, action, params):
-        last = self.env.step_env(key, state, action, params)
-        values = self.env.step(key, state, action, params)
-        return *values[:4], self.info(last[4]["truncated"], last[0])
-
-    def observation_space(self, params):
-        return box(0, 10, (1,))
-
-    action_space = Walk.action_space
-
-
-def last_step(env, params=PARAMS):
-    """The step that reaches the limit of 3 from x < 1, or terminates from the side."""
-    state = State(jnp.float32(0.5), jnp.int32(2))
-    return env.step(jr.key(3), state, jnp.int32(0), params)
-
-
-def test_six_values_are_left_as_they_are():
-    for env in (Walk(), make("CartPole-v1")[0]):
-        assert adapt(env, env.default_params) is env
-
-
-def test_legacy_step_taken_apart():
-    env = adapt(Legacy(), PARAMS)
-    assert isinstance(env, FiveValueStep) and separable(env)
-    check_spaces(env, PARAMS)
-    obs, state, reward, terminated, truncated, info = last_step(env)
-    assert truncated and not terminated
-    np.testing.assert_array_equal(info["final_observation"], [1.5])
-    assert obs[0] < 1 and state.time == 0 and state.x == obs[0]
-    np.testing.assert_array_equal(obs, last_step(Legacy())[0])  # the reset that the env's own step makes
-
-
-def test_legacy_step_of_its_own_is_called():
-    env = adapt(OwnStep(), PARAMS)
-    assert not separable(env)
-    obs, _, reward, _, truncated, info = last_step(env)
-    assert truncated and reward == 10 and obs[0] < 1
-    np.testing.assert_array_equal(info["final_observation"], [1.5])
-
-
-@pytest.mark.parametrize("name", ["truncated", "truncation", "TimeLimit.truncated"])
-@pytest.mark.parametrize("final", ["final_observation", "terminal_observation"])
-def test_legacy_info(name, final):
-    env = adapt(Whole(lambda cut, obs: {name: cut.astype(jnp.float32), final: obs}), PARAMS)
-    assert not separable(env)
-    _, _, _, terminated, truncated, info = last_step(env)
-    assert truncated and not terminated and truncated.dtype == terminated.dtype == bool
-    np.testing.assert_array_equal(info["final_observation"], [1.5])
-    # both at once counts as truncated; neither, while the episode goes on
-    _, _, _, terminated, truncated, _ = env.step(jr.key(0), State(jnp.float32(0.5), jnp.int32(0)), jnp.int32(0), PARAMS)
-    assert not truncated and not terminated
-
-
-def test_legacy_that_says_nothing_of_truncation_terminates():
-    _, _, _, terminated, truncated, _ = last_step(adapt(Whole(lambda cut, obs: {}), PARAMS))
-    assert terminated and not truncated
-
-
-def test_legacy_that_truncates_and_hides_the_last_observation_is_refused():
-    with pytest.raises(EnvError, match="Whole.step reports truncation but not the observation before the reset"):
-        adapt(Whole(lambda cut, obs: {"truncation": cut}), PARAMS)
-
-
-def test_delegated_hooks_do_not_count():
-    """A legacy wrapper that changes the state must not be stepped through what it delegates to."""
-
-    class Delegating:
-        def __init__(self, env):
-            self._env = env
-
-        def __getattr__(self, name):
-            return getattr(self._env, name)
-
-        def reset(self, key, params):
-            obs, state = self._env.reset(key, params)
-            return 2 * obs, (state,)
-
-        def step(self, key, state, action, params):
-            obs, state, *rest, info = self._env.step(key, state[0], action, params)
-            return 2 * obs, (state,), *rest, {}
-
-    env = adapt(Delegating(Legacy()), PARAMS)
-    assert not separable(env)
-    check_spaces(env, PARAMS)
-
-
-def test_adapt_refuses_what_it_cannot_know():
-    class Four(Walk):
-        def spoil(self, *values):
-            return values[:4]
-
+def test_what_is_no_environment():
     class Nothing:
         pass
 
-    with pytest.raises(TypeError, match="Four.step returned 4 values, but"):
-        adapt(Four(), PARAMS)
-    with pytest.raises(TypeError, match="Nothing has no method step, .* step_env, reset_env, is_truncated"):
-        adapt(Nothing(), None)
-    with pytest.raises(EnvError, match="NotJittable.step could not be traced .TracerBoolConversionError"):
-        adapt(NotJittable(), PARAMS)
+    class Half(Walk):
+        action_space = None
+
+    with pytest.raises(TypeError, match="Nothing has no method reset, step, observation_space, action_space;"):
+        as_environment(Nothing())
+    with pytest.raises(TypeError, match="Half has no method action_space;"):
+        as_environment(Half())
+    with pytest.raises(TypeError, match=r"a tuple of 2 as env; .* env, env_params = make\(...\), then env=env, env_params=env_params"):
+        as_environment(make("CartPole-v1"), None)
+    with pytest.raises(TypeError, match="is the class Walk; pass an instance of it"):
+        as_environment(Walk)
+    with pytest.raises(TypeError, match="is 'CartPole-v1'; pass it as env_id"):
+        as_environment("CartPole-v1")
 
 
-def test_hooks_become_an_environment(key):
-    env = adapt(Hooks(), PARAMS)
-    assert isinstance(env, AutoReset) and separable(env)
-    _, state = env.reset(key, PARAMS)
-    for a, b in zip(env.step(key, state, 2, PARAMS), Walk().step(key, state, 2, PARAMS), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
+def test_five_values():
+    with pytest.raises(EnvError, match="FiveValues.step returns 5 values.*terminated.* from a time limit .truncated."):
+        as_environment(toy_envs.FiveValues())
+    with pytest.raises(EnvError, match="LegacyStepAPIWrapper can be left out"):
+        as_environment(LegacyStepAPIWrapper(gymnax.make("CartPole-v1")[0]))
 
 
-def test_separable():
-    cartpole = make("CartPole-v1")[0]
-    own = copy.copy(cartpole)
-    own.step = jax.jit(cartpole.step)
-    assert separable(cartpole) and separable(TimeLimit(TimeLimitIsTerminal(cartpole), 5))
-    for env in (make("DeepSea-bsuite")[0], LogWrapper(cartpole), own, Walk(), TimeLimit(LogWrapper(cartpole), 5)):
-        assert not separable(env)
+def test_a_step_that_resets_itself_is_refused_where_it_says_so():
+    class OnesOwnWrapper:
+        """Around gymnax, but known to nobody as such."""
+
+        def __init__(self, env):
+            self.inner = env
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    with pytest.raises(EnvError, match="OnesOwnWrapper.step gives info.*never reset in step.*wrap eqxrl.envs.Gymnax"):
+        as_environment(OnesOwnWrapper(gymnax.make("CartPole-v1")[0]))
+    check_env(OnesOwnWrapper(make("CartPole-v1")[0]), num_steps=40)
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "DeepSea-bsuite", "UmbrellaChain-bsuite"])
-def test_step_is_the_transition_of_the_environments_step(name, key):
-    env, params = make(name)
-    _, state = env.reset(key, params)
+class Scaled(AbstractWrapper):
+    """A wrapper of the user's own."""
+
+    env: object
+
+    def reset(self, key, params=None):
+        obs, state = self.env.reset(key, params)
+        return 2 * obs, state
+
+    def step(self, key, state, action, params=None):
+        obs, *rest = self.env.step(key, state, action, params)
+        return 2 * obs, *rest
+
+
+def test_wrappers_of_ones_own():
+    check_env(Scaled(make("CartPole-v1")[0]), num_steps=40)
+    check_spaces(TimeLimit(Scaled(Gymnax(FlattenObservationWrapper(gymnax.make("Catch-bsuite")[0]))), 4))
+    with pytest.raises(EnvError, match="Scaled wraps CartPole of gymnax, which resets itself; wrap eqxrl.envs.Gymnax"):
+        as_environment(TimeLimit(Scaled(gymnax.make("CartPole-v1")[0]), 4))
+
+
+def test_errors_name_a_wrapper_of_ones_own():
+    class Broken(Scaled):
+        def step(self, key, state, action, params=None):
+            return self.env.step(key, state, action, params)[:4]
+
+    with pytest.raises(EnvError, match="^Broken.step returns 4 values"):
+        as_environment(TimeLimitIsTerminal(Broken(Walk())))
+
+
+NAMED = {
+    "Walk": Walk(),
+    "CartPole-v1": make("CartPole-v1")[0],
+    "DeepSea-bsuite": TimeLimit(TimeLimitIsTerminal(make("DeepSea-bsuite")[0]), 5),
+    "Mine": type("Other", (Walk,), {"name": "Mine"})(),
+    "NotAString": type("NotAString", (Walk,), {"name": 3})(),
+    "Raises": type("Raises", (Walk,), {"name": property(lambda self: 1 / 0)})(),
+    "int": 3,
+    "NoneType": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names(name):
+    assert env_name(NAMED[name]) == name
+    if name != "NoneType":
+        assert env_name(TimeLimitIsTerminal(TimeLimit(NAMED[name], 3))) == name
+
+
+# gymnax
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Catch-bsuite", "UmbrellaChain-bsuite"])
+def test_a_step_is_the_transition_of_gymnaxs_own_step(name, key):
+    """Bit for bit, with the first half of its key; and where it ended, nothing was reset."""
+    raw, params = gymnax.make(name)
+    env, params = Gymnax(raw), params.replace(max_steps_in_episode=25)
+    assert not env.whole_step
+    _, state = raw.reset(key, params)
     for t in range(30):
-        _, next_state, reward, terminated, truncated, info = env.step(jr.key(t), state, 1, params)
-        out = step(env, jr.key(t), state, 1, params)
-        np.testing.assert_array_equal(out.obs, info["final_observation"])
-        assert (out.reward, out.terminated, out.truncated) == (reward, terminated, truncated)
-        assert out.done == (terminated | truncated) and out.reward.dtype == jnp.float32
-        if out.done:
-            if separable(env):
-                assert out.env_state.time == t + 1  # nothing was reset
+        action = raw.action_space(params).sample(jr.key(t))
+        _, next_state, *rest, info = raw.step(jr.key(t), state, action, params)
+        obs, own_state, *own_rest, own_info = env.step(jr.split(jr.key(t))[0], state, action, params)
+        np.testing.assert_array_equal(obs, info["final_observation"])
+        assert own_rest == rest and "final_observation" not in own_info
+        if rest[1] or rest[2]:
+            assert own_state.time == t + 1 and next_state.time == 0
             return
-        jax.tree.map(np.testing.assert_array_equal, out.env_state, next_state)
+        jax.tree.map(np.testing.assert_array_equal, own_state, next_state)
         state = next_state
     raise AssertionError("no episode ended")
 
 
-def test_step_squeezes_rewards():
-    out = step(adapt(Legacy(), PARAMS), jr.key(0), State(jnp.float32(0.5), jnp.int32(2)), 0, PARAMS)
-    assert out.reward.shape == () and out.truncated and out.env_state.time == 3
+def test_whole_steps(key):
+    """Of gymnax's wrappers, and of what overrides its step: the last observation, and no word of it in `info`."""
+    inner, params = gymnax.make("Catch-bsuite")
+    flat = FlattenObservationWrapper(LogWrapper(inner))
+    own = copy.copy(inner)
+    own.step = jax.jit(inner.step)
+    for raw, shape in ((flat, (50,)), (own, (10, 5)), (gymnax.make("DeepSea-bsuite")[0], (8, 8))):
+        env, params = Gymnax(raw), raw.default_params
+        assert env.whole_step and TimeLimit(env, 100).whole_step
+        state = env.reset(key, params)[1]
+        done = False
+        while not done:
+            obs, next_state, _, terminated, truncated, info = env.step(key, state, 1, params)
+            whole = raw.step(key, state, 1, params)
+            np.testing.assert_array_equal(obs, whole[5]["final_observation"])
+            assert obs.shape == shape and "final_observation" not in info
+            state, done = next_state, terminated | truncated
+        assert not np.array_equal(obs, whole[0])  # which is that of the next episode
 
 
-def test_step_without_a_final_observation():
-    with pytest.raises(EnvError, match='no info."final_observation".'):
-        step(FlatWalk(), jr.key(0), Walk().reset(jr.key(0), PARAMS)[1], 0, PARAMS)
+def test_a_step_of_ones_own_without_a_last_observation():
+    class Shaped(CartPole):
+        def step(self, key, state, action, params=None):
+            obs, state, reward, terminated, truncated, _ = super().step(key, state, action, params)
+            return obs, state, 10 * reward, terminated, truncated, {}
+
+    class Legacy(Shaped):
+        def step(self, *args):
+            return super().step(*args)[:5]
+
+    with pytest.raises(EnvError, match='Shaped.step gives no info."final_observation".*or override step_env in place of step'):
+        as_environment(Shaped())
+    with pytest.raises(EnvError, match="Legacy.step returns 5 values"):
+        as_environment(Legacy())
 
 
-class FlatWalk(Walk):
-    def spoil(self, *values):
-        return *values[:5], {}
+def test_parameters_may_be_left_out():
+    env = make("CartPole-v1")[0]
+    _, state = env.reset(jr.key(0))
+    assert env.step(jr.key(1), state, 1)[2] == 1
+    assert env.action_space().n == 2
 
 
-@pytest.mark.parametrize("inner", [Walk, lambda: AutoReset(Hooks())])
-def test_time_limit_is_terminal(inner, key):
-    env = TimeLimitIsTerminal(inner())
+# wrappers
+
+
+def test_time_limit_is_terminal(key):
+    env = TimeLimitIsTerminal(Walk())
     _, state = env.reset(key, PARAMS)
     for t in range(3):
-        plain = inner().step(jr.key(t), state, 1, PARAMS)
+        plain = Walk().step(jr.key(t), state, 1, PARAMS)
         values = env.step(jr.key(t), state, 1, PARAMS)
         for i in (0, 1, 2, 5):
             jax.tree.map(np.testing.assert_array_equal, values[i], plain[i])
@@ -248,22 +222,23 @@ def test_time_limit_is_terminal(inner, key):
         state = values[1]
 
 
-@pytest.mark.parametrize("inner", [Walk, lambda: AutoReset(Hooks())])
+@pytest.mark.parametrize("inner", [Walk, lambda: gymnax.make("Pendulum-v1")[0]], ids=["walk", "raw gymnax"])
 def test_time_limit(inner, key):
-    env, params = TimeLimit(inner(), 2), Params(10**6, noise=0.0)
-    assert separable(env) == separable(inner())
+    env, params = TimeLimit(inner(), 2), inner().default_params
     check_spaces(env, params)
     obs, state = env.reset(key, params)
-    start = obs[0]
     for t in range(2):
-        obs, state, _, terminated, truncated, info = jax.jit(env.step)(jr.key(t), state, 1, params)
+        obs, state, _, terminated, truncated, info = jax.jit(env.step)(jr.key(t), state, jnp.array([1])[0], params)
         assert (terminated, truncated) == (False, t == 1)
-        np.testing.assert_allclose(info["final_observation"][0], start, rtol=1e-6)
-    assert obs[0] != start and obs[1] == 0 and state.time == 0 and state.env_state.time == 0
-    # where the inner episode ends first, the counter starts anew as well
+    assert state.time == 2 and state.env_state.time == 2  # nothing was reset
+
+
+def test_both_ends_at_once():
+    env = TimeLimit(Walk(), 1)
+    _, state = env.reset(jr.key(0), PARAMS)
     state = eqx.tree_at(lambda s: s.env_state.x, state, jnp.float32(0.99))
-    obs, state, _, terminated, truncated, _ = env.step(jr.key(9), state, 2, params)
-    assert (terminated, truncated) == (True, False) and state.time == 0 and abs(obs[0]) <= 0.5
+    _, _, _, terminated, truncated, _ = env.step(jr.key(9), state, 2, PARAMS)
+    assert terminated and truncated
 
 
 def test_time_limit_below_one():
@@ -273,17 +248,18 @@ def test_time_limit_below_one():
 
 @pytest.mark.parametrize(
     "wrap",
-    [TimeLimitIsTerminal, lambda env: TimeLimit(env, 7), AutoReset, FiveValueStep, lambda env: TimeLimit(AutoReset(env), 7)],
+    [Gymnax, TimeLimitIsTerminal, lambda env: TimeLimit(env, 7), lambda env: TimeLimit(TimeLimitIsTerminal(env), 7)],
 )
 def test_wrappers_copy_hash_and_delegate(wrap):
-    inner = make("CartPole-v1")[0]
+    inner = gymnax.make("CartPole-v1")[0]
     env = wrap(inner)
     assert type(copy.deepcopy(env)) is type(env) and type(copy.copy(env)) is type(env)
     assert env == wrap(inner) and hash(env) == hash(wrap(inner))
-    assert env != wrap(make("CartPole-v1")[0])
+    assert env != wrap(gymnax.make("CartPole-v1")[0])
     assert env.name == "CartPole-v1" and env.default_params == inner.default_params and env.num_actions == 2
     with pytest.raises(AttributeError, match="no_such_thing"):
         env.no_such_thing
+    assert not hasattr(env, "picture")
 
 
 def test_wrapping_anew_does_not_compile_anew(key):
@@ -294,12 +270,12 @@ def test_wrapping_anew_does_not_compile_anew(key):
         traces.append(1)
         return env.reset(key, env.default_params)[0]
 
+    @functools.partial(jax.jit, static_argnums=0)
     def static(env):
         traces.append(1)
         return env.reset(key, env.default_params)[0]
 
-    static = jax.jit(static, static_argnums=0)
-    inner = make("CartPole-v1")[0]
+    inner = gymnax.make("CartPole-v1")[0]
     for f in (dynamic, static):
         traces.clear()
         for _ in range(2):
@@ -308,13 +284,46 @@ def test_wrapping_anew_does_not_compile_anew(key):
         assert len(traces) == 2
 
 
-def test_gymnax_wrappers_work_whole():
-    inner, params = make("Catch-bsuite")
-    env = FlattenObservationWrapper(LogWrapper(inner))
-    assert adapt(env, params) is env and not separable(env)
-    out = step(env, jr.key(1), env.reset(jr.key(0), params)[1], 1, params)
-    assert out.obs.shape == (50,)
+# time limits
 
 
-def test_five_values_of_a_new_environment():
-    assert isinstance(adapt(FiveValues(), PARAMS), FiveValueStep)
+@pytest.mark.parametrize(
+    "limit, expected",
+    [(100, 100), (100.0, 100), (7.5, 8), (jnp.array(3), 3), (np.float32(3), 3), (None, None), (np.inf, None), (np.nan, None)],
+)
+def test_episode_limit(limit, expected):
+    result = episode_limit(Params(limit))
+    assert result == expected and type(result) is type(expected)
+    assert episode_limit(Params(limit), TimeLimit(Walk(), 5)) == min(5, expected or 5)
+
+
+def test_episode_limit_of_the_bernoulli_bandit_is_a_float():
+    assert episode_limit(make("BernoulliBandit-misc")[1]) == 100
+
+
+def test_episode_limit_of_an_environments_own():
+    limited = type("Limited", (Walk,), {"max_steps": 7})()
+    assert episode_limit(None, limited) == 7 and episode_limit(Params(5), limited) == 5 and episode_limit(Params(9), limited) == 7
+    assert episode_limit(None, TimeLimit(limited, 9)) == 7 and episode_limit(None, TimeLimit(limited, 3)) == 3
+    assert episode_limit(None, type("Endless", (Walk,), {"max_steps": None})()) is None
+
+
+def test_episode_limit_where_there_is_no_number():
+    assert episode_limit(None) is None and episode_limit(object()) is None
+    assert episode_limit(None, TimeLimit(Walk(), 5)) == 5
+    assert episode_limit(None, TimeLimit(TimeLimitIsTerminal(TimeLimit(Walk(), 5)), 9)) == 5
+    with pytest.raises(ValueError, match=r"shape \[2\].*vmap"):
+        episode_limit(Params(jnp.array([1, 2])))
+
+
+def test_episode_limit_may_be_traced():
+    np.testing.assert_array_equal(jax.vmap(lambda n: episode_limit(Params(n)))(jnp.array([4, 9])), [4, 9])
+    limit = jax.vmap(lambda n: episode_limit(Params(n), TimeLimit(Walk(), 5)))(jnp.array([4, 9]))
+    np.testing.assert_array_equal(limit, [4, 5])
+
+
+def test_the_example_in_the_docstring_keeps_the_contract():
+    code = Environment.__doc__.split("```python")[1].split("```")[0]
+    names = dict(eqx=eqx, jax=jax, jnp=jnp, eqxrl=eqxrl, Array=Array, Float=Float, Int=Int)
+    exec("\n".join(line.removeprefix("    ") for line in code.splitlines()), names)
+    check_env(names["Walk"](), num_steps=300)

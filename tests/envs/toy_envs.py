@@ -12,6 +12,8 @@ import jax.random as jr
 import numpy as np
 from jax.custom_batching import custom_vmap
 
+from eqxrl.envs import AbstractStepper, vec_step
+
 
 @dataclasses.dataclass(frozen=True)
 class Params:
@@ -35,22 +37,25 @@ def box(low, high, shape, dtype=jnp.float32):
     return SimpleNamespace(low=low, high=high, shape=shape, dtype=dtype)
 
 
-class Hooks:
-    """A walk on a line from a random start, as its parts: no `step`, no `reset`."""
+class Walk:
+    """A walk on a line from a random start. `spoil` changes the six values of a step."""
 
     default_params = Params()
 
-    def reset_env(self, key, params):
+    def reset(self, key, params):
         state = State(jr.uniform(key, (), jnp.float32, -0.5, 0.5), jnp.zeros((), jnp.int32))
         return self.observe(state), state
 
-    def step_env(self, key, state, action, params):
+    def step(self, key, state, action, params):
         x = state.x + 0.2 * (action - 1) + params.noise * jr.normal(key, (), jnp.float32)
         state = State(x, state.time + 1)
-        return self.observe(state), state, -jnp.abs(x), jnp.abs(x) > 1, {}
+        return self.spoil(self.observe(state), state, -jnp.abs(x), jnp.abs(x) > 1, self.is_truncated(state, params), {})
 
     def is_truncated(self, state, params):
         return state.time >= params.max_steps_in_episode
+
+    def spoil(self, *values):
+        return values
 
     def observe(self, state):
         return jnp.stack([state.x, 0.01 * state.time])
@@ -62,25 +67,26 @@ class Hooks:
         return discrete(3)
 
 
-class Walk(Hooks):
-    """The same with a whole step of six values, which the broken ones spoil."""
+class ResetEveryStep(AbstractStepper):
+    """A reset computed at every step, as gymnax's environments do: what the package's steppers are held against."""
 
-    def reset(self, key, params):
-        return self.reset_env(key, params)
+    def init(self, env, env_params, keys):
+        return *jax.vmap(lambda key: env.reset(key, env_params))(keys), ()
 
-    def step(self, key, state, action, params):
-        key_step, key_reset = jr.split(key)
-        obs, state, reward, terminated, info = self.step_env(key_step, state, action, params)
-        truncated = self.is_truncated(state, params)
-        first = self.first(key_reset, params)
-        next_obs, next_state = jax.tree.map(lambda a, b: jnp.where(terminated | truncated, a, b), first, (obs, state))
-        return self.spoil(next_obs, next_state, reward, terminated, truncated, {**info, "final_observation": obs})
+    def step(self, env, env_params, keys, env_state, reset_state, action):
+        def one(key, state, action):
+            key_step, key_reset = jr.split(key)
+            return env.step(key_step, state, action, env_params), env.reset(key_reset, env_params)
 
-    def first(self, key, params):
-        return self.reset(key, params)
+        stepped, first = jax.vmap(one)(keys, env_state, action)
+        out = vec_step(stepped, reset_state)
+        obs, env_state = jax.vmap(lambda done, *trees: jax.tree.map(lambda a, b: jax.lax.select(done, a, b), *trees))(
+            out.done, first, (out.obs, out.env_state)
+        )
+        return dataclasses.replace(out, obs=obs, env_state=env_state)
 
-    def spoil(self, *values):
-        return values
+    def refresh(self, env, env_params, key, reset_state):
+        return reset_state
 
 
 class FiveValues(Walk):
@@ -88,8 +94,18 @@ class FiveValues(Walk):
         return obs, state, reward, terminated | truncated, info
 
 
+class FourValues(Walk):
+    def spoil(self, *values):
+        return values[:4]
+
+
 class NoReset(Walk):
     reset = property()
+
+
+class ThreeValuesOfReset(Walk):
+    def reset(self, key, params):
+        return *super().reset(key, params), {}
 
 
 class WrongShape(Walk):
@@ -97,9 +113,9 @@ class WrongShape(Walk):
         return box(-3, 3, (3,))
 
 
-class NoFinalObservation(Walk):
-    def spoil(self, *values):
-        return *values[:5], {}
+class UnknownSpace(Walk):
+    def observation_space(self, params):
+        return SimpleNamespace(what="is this")
 
 
 class FloatFlag(Walk):
@@ -110,6 +126,16 @@ class FloatFlag(Walk):
 class VectorReward(Walk):
     def spoil(self, obs, state, reward, *rest):
         return obs, state, jnp.stack([reward, reward]), *rest
+
+
+class TextInfo(Walk):
+    def spoil(self, *values):
+        return *values[:5], {"event": "fell"}
+
+
+class NoInfo(Walk):
+    def spoil(self, *values):
+        return *values[:5], None
 
 
 class NaNReward(Walk):
@@ -123,8 +149,8 @@ class InfiniteObs(Walk):
 
 
 class DriftingState(Walk):
-    def reset_env(self, key, params):
-        obs, state = super().reset_env(key, params)
+    def reset(self, key, params):
+        obs, state = super().reset(key, params)
         return obs, State(state.x, state.time.astype(jnp.int16))
 
     def spoil(self, obs, state, *rest):
@@ -136,66 +162,47 @@ class OtherStructure(Walk):
         return obs, (state.x, state.time), *rest
 
 
-class StaleFinalObservation(Walk):
-    def spoil(self, *values):
-        return *values[:5], {"final_observation": jnp.zeros_like(values[0])}
+class ResetsItself(Walk):
+    """As gymnax does, without a word."""
 
-
-class FinalObservationAfterReset(Walk):
-    def observe(self, state):
-        return jnp.stack([state.x, state.x])
-
-    def spoil(self, *values):
-        return *values[:5], {"final_observation": values[0]}
-
-
-class NeverResets(Walk):
     def step(self, key, state, action, params):
-        obs, state, reward, terminated, info = self.step_env(key, state, action, params)
-        return obs, state, reward, terminated, self.is_truncated(state, params), {"final_observation": obs}
+        obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+        first = self.reset(key, params)
+        obs, state = jax.tree.map(lambda a, b: jnp.where(terminated | truncated, a, b), first, (obs, state))
+        return obs, state, reward, terminated, truncated, info
 
 
-class KeepsState(Walk):
-    """Returns a first observation, but goes on with the old state."""
-
-    def observe(self, state):
-        return jnp.stack([state.x, state.x])
+class KeepsTheLastObservation(ResetsItself):
+    """As gymnax does."""
 
     def step(self, key, state, action, params):
         values = super().step(key, state, action, params)
-        return values[0], self.step_env(jr.split(key)[0], state, action, params)[1], *values[2:]
-
-
-class KeepsObservation(Walk):
-    """Starts at 0, but returns the last observation with the first state."""
-
-    def reset_env(self, key, params):
-        state = State(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-        return self.observe(state), state
-
-    def spoil(self, obs, state, *rest):
-        return rest[-1]["final_observation"], state, *rest
-
-
-class SameStart(Walk):
-    def first(self, key, params):
-        return self.reset(jr.key(0), params)
+        return *values[:5], {"final_observation": Walk.step(self, key, state, action, params)[0]}
 
 
 class IgnoresParams(Walk):
     def is_truncated(self, state, params):
         return state.time >= self.default_params.max_steps_in_episode
 
-    def step_env(self, *args):  # never terminates, so only the limit ends an episode
-        obs, state, reward, _, info = super().step_env(*args)
-        return obs, state, reward, jnp.zeros((), bool), info
+    def spoil(self, obs, state, reward, terminated, truncated, info):  # only the limit ends an episode
+        return obs, state, reward, jnp.zeros((), bool), truncated, info
+
+
+class ForgetsItsLimit(IgnoresParams):
+    """Says so, but goes on."""
+
+    max_steps = 20
+    default_params = Params(max_steps_in_episode=None)
+
+    def is_truncated(self, state, params):
+        return jnp.zeros((), bool)
 
 
 class NumpyRandom(Walk):
     def __init__(self):
         self.rng = np.random.default_rng(0)
 
-    def reset_env(self, key, params):
+    def reset(self, key, params):
         state = State(jnp.float32(self.rng.uniform(-0.5, 0.5)), jnp.zeros((), jnp.int32))
         return self.observe(state), state
 
@@ -231,3 +238,10 @@ class MixesBatch(Walk):
 class IntegerActions(Walk):
     def action_space(self, params):
         return box(0, 1, (2,), jnp.int32)
+
+
+class BinaryActions(Walk):
+    """gymnasium's MultiBinary, by its attributes: as many bits as its `n`."""
+
+    def action_space(self, params):
+        return SimpleNamespace(n=3, shape=(3,), dtype=jnp.int8)

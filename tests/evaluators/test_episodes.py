@@ -12,7 +12,7 @@ from helpers import quick_jit
 
 from eqxrl import EpisodeEvaluator, MLPActorCritic, make
 from eqxrl.envs import TimeLimit
-from eqxrl.nn import AbstractActorCritic, Categorical, NormalizedActorCritic, observe
+from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy, Categorical, NormalizedActorCritic, observe
 
 EPISODES = 5
 
@@ -48,6 +48,7 @@ def loop(env, params, agent, key, limit, deterministic):
         for i, k in enumerate(jax.random.split(step_key, EPISODES)):
             if done[i]:
                 continue
+            k, _ = jax.random.split(k)
             action = actions[i] if hasattr(space, "n") else jnp.clip(actions[i], space.low, space.high)
             obs[i], states[i], reward, terminated, truncated, _ = env.step(k, states[i], action, params)
             returns[i] += float(jnp.reshape(reward, ()))
@@ -74,7 +75,7 @@ def test_equals_the_loop(name, deterministic):
     else:
         env, params, agent = probe_envs.CHAIN, probe_envs.Limit(9), Alternating()
     evaluator = EpisodeEvaluator(num_episodes=EPISODES, deterministic=deterministic)
-    metrics = quick_jit(evaluator)(env, params, agent, jax.random.key(2))
+    metrics = quick_jit(evaluator)(env, params, ActorCriticPolicy(agent), jax.random.key(2))
     with jax.numpy_rank_promotion("allow"):
         returns, lengths = loop(env, params, agent, jax.random.key(2), int(params.max_steps_in_episode), deterministic)
     np.testing.assert_array_equal(metrics.episode_length, lengths)
@@ -85,17 +86,17 @@ def test_equals_the_loop(name, deterministic):
 def test_stochastic_and_deterministic_differ():
     env, params = make("Pendulum-v1")
     params = params.replace(max_steps_in_episode=6)
-    agent, key = mlp(env, params, log_std_init=1.0), jax.random.key(0)
+    policy, key = ActorCriticPolicy(mlp(env, params, log_std_init=1.0)), jax.random.key(0)
     likeliest = EpisodeEvaluator(num_episodes=EPISODES)
     drawn = dataclasses.replace(likeliest, deterministic=False)
     assert likeliest.deterministic
-    returns = [evaluator(env, params, agent, key).cumulative_reward for evaluator in (likeliest, drawn)]
+    returns = [evaluator(env, params, policy, key).cumulative_reward for evaluator in (likeliest, drawn)]
     assert np.all(returns[0] != returns[1])
 
 
 def test_episodes_stop_at_the_limit():
     """The environment's own, which may be a float or traced, that of a wrapper, or the evaluator's."""
-    endless, agent = probe_envs.ENDLESS, mlp(probe_envs.ENDLESS, None)
+    endless, agent = probe_envs.ENDLESS, ActorCriticPolicy(mlp(probe_envs.ENDLESS, None))
     evaluate = quick_jit(lambda *args, **kwargs: EpisodeEvaluator(num_episodes=3, **kwargs)(*args, jax.random.key(0)))
 
     class Float(eqx.Module):
@@ -122,7 +123,7 @@ def test_episodes_stop_at_the_limit():
 
 
 def test_without_a_limit_it_does_not_begin():
-    agent = mlp(probe_envs.ENDLESS, None)
+    agent = ActorCriticPolicy(mlp(probe_envs.ENDLESS, None))
     with pytest.raises(ValueError, match=r"Tabular has no episode limit.*max_steps=\.\.\."):
         EpisodeEvaluator(num_episodes=3)(probe_envs.ENDLESS, None, agent, jax.random.key(0))
 

@@ -9,8 +9,7 @@ import pytest
 from gymnax.environments import spaces
 
 from eqxrl import PPO, AbstractLoss, AdvantageMinibatch, MinibatchLearner, MLPActorCritic, PPOHParams, PPOLoss, Trajectory
-from eqxrl._structs import LossMetrics
-from eqxrl.learners import LearnerState, swap_or_not
+from eqxrl.learners import LearnerState, flatten, gradient_update, init_learner_state, swap_or_not
 
 STEPS, ENVS, EPOCHS, MINIBATCHES = 6, 4, 2, 3
 UPDATES = EPOCHS * MINIBATCHES
@@ -80,7 +79,7 @@ def test_equals_a_plain_optax_chain_bitwise(agent, rollout):
     for a, b in zip(jax.tree.leaves(eqx.filter(ours, eqx.is_array)), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert state.num_updates == UPDATES
-    np.testing.assert_allclose(metrics.grad_norm, np.mean(norms), rtol=1e-6)  # before clipping
+    np.testing.assert_allclose(metrics["grad_norm"], np.mean(norms), rtol=1e-6)  # before clipping
 
 
 @pytest.mark.parametrize("size", [0.1, 100.0])
@@ -96,6 +95,49 @@ def test_the_norm_is_clipped_not_the_elements(size):
         np.testing.assert_allclose(moments[0][name], 0.1 * factor * gradient[name], rtol=1e-5)
 
 
+def test_metrics_are_what_the_loss_reports_and_the_gradients_norm(agent, rollout):
+    learner = MinibatchLearner(PPOLoss(), optax.sgd(0.0), num_epochs=2, num_minibatches=1, permutation=reversed_order)
+    _, _, metrics = eqx.filter_jit(learner)(agent, learner.init(agent), rollout, jax.random.key(0))
+    by_hand = eqx.filter_jit(eqx.filter_value_and_grad(PPOLoss(), has_aux=True))
+    (_, expected), gradient = by_hand(agent, flatten(rollout))
+    expected = {**expected, "grad_norm": optax.tree.norm(gradient)}
+    assert set(metrics) == set(expected)
+    for name, x in expected.items():
+        np.testing.assert_allclose(metrics[name], x, rtol=1e-4, err_msg=name)
+
+
+class Returns(AbstractLoss):
+    """A loss that returns what it is told to."""
+
+    result: object = eqx.field(static=True)
+
+    def __call__(self, agent, minibatch):
+        return self.result(jnp.sum(agent.actor[0].bias), minibatch.advantages)
+
+    def at_step(self, num_updates):
+        return self
+
+
+@pytest.mark.parametrize(
+    "result, message",
+    [
+        (lambda loss, x: loss, r"Returns returned .*; return \(loss, metrics\): a scalar, and a dict of scalars by name"),
+        (lambda loss, x: (loss, {}, x), r"returned \(float32\[\], float32\[24\]\); return \(loss, metrics\)"),
+        (lambda loss, x: (loss, x), r"returned \(float32\[\], float32\[24\]\); return \(loss, metrics\)"),
+        (lambda loss, x: (loss + x, {}), r"returned float32\[24\] for the loss; return a float scalar, such as a mean"),
+        (lambda loss, x: (loss.astype(jnp.int32), {}), r"returned int32\[\] for the loss; return a float scalar"),
+        (lambda loss, x: (loss, {"mine": x}), r"returned float32\[24\] for mine; return a float scalar"),
+        (lambda loss, x: (loss, {"mine": jnp.argmax(x)}), r"returned int32\[\] for mine; return a float scalar"),
+    ],
+    ids=["alone", "three", "no dict", "batch", "integer", "batch metric", "integer metric"],
+)
+def test_a_loss_that_returns_something_else(agent, rollout, result, message):
+    optimizer = optax.sgd(0.1)
+    state = init_learner_state(optimizer, agent)
+    with pytest.raises(TypeError, match=message):
+        eqx.filter_eval_shape(gradient_update, Returns(result), optimizer, agent, state, flatten(rollout))
+
+
 class Spy(AbstractLoss):
     """Shows each minibatch to the host."""
 
@@ -103,7 +145,7 @@ class Spy(AbstractLoss):
 
     def __call__(self, agent, minibatch):
         jax.debug.callback(lambda m: self.seen.append(jax.device_get(m)), minibatch, ordered=True)
-        return sum(jnp.sum(x) for x in jax.tree.leaves(agent.actor)), LossMetrics()
+        return sum(jnp.sum(x) for x in jax.tree.leaves(agent.actor)), {}
 
     def at_step(self, num_updates):
         return self
@@ -148,7 +190,7 @@ def test_coefficients_follow_the_number_of_updates(agent, rollout):
         now: jax.Array
 
         def __call__(self, agent, minibatch):
-            return 0.0 * jnp.sum(agent.actor[0].bias), LossMetrics(extra={"now": self.now})
+            return 0.0 * jnp.sum(agent.actor[0].bias), {"now": self.now}
 
         def at_step(self, num_updates):
             return Recorded(num_updates.astype(jnp.float32))
@@ -157,7 +199,7 @@ def test_coefficients_follow_the_number_of_updates(agent, rollout):
     learn, state = eqx.filter_jit(learner), learner.init(agent)
     for call in range(2):
         _, state, metrics = learn(agent, state, rollout, jax.random.key(call))
-        assert metrics.loss.extra["now"] == np.mean(np.arange(UPDATES) + call * UPDATES)
+        assert metrics["now"] == np.mean(np.arange(UPDATES) + call * UPDATES)
         assert state.num_updates == (call + 1) * UPDATES
 
 

@@ -99,12 +99,12 @@ def test_value_and_gradient(case, clip_eps, clip_value):
     _, by_log_prob = oracles.policy_loss(np.log(ratio), 0.0, oracles.standardise(minibatch.advantages), clip_eps)
     assert 0 < np.count_nonzero(by_log_prob) < BATCH
 
-    np.testing.assert_allclose(metrics.approx_kl, np.mean(ratio - 1 - np.log(ratio)), rtol=1e-5)
-    assert metrics.clip_fraction == np.mean(np.abs(ratio - 1) > clip_eps)
-    np.testing.assert_allclose(metrics.entropy, jnp.mean(agent.oracle().entropy()), rtol=1e-6)
-    np.testing.assert_allclose(metrics.value_loss, value_loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["approx_kl"], np.mean(ratio - 1 - np.log(ratio)), rtol=1e-5)
+    assert metrics["clip_fraction"] == np.mean(np.abs(ratio - 1) > clip_eps)
+    np.testing.assert_allclose(metrics["entropy"], jnp.mean(agent.oracle().entropy()), rtol=1e-6)
+    np.testing.assert_allclose(metrics["value_loss"], value_loss, rtol=1e-6)
     np.testing.assert_allclose(
-        value, metrics.policy_loss + vf_coef * metrics.value_loss - ent_coef * metrics.entropy, rtol=1e-6
+        value, metrics["policy_loss"] + vf_coef * metrics["value_loss"] - ent_coef * metrics["entropy"], rtol=1e-6
     )
 
 
@@ -128,8 +128,8 @@ def test_old_policy_itself():
         targets=jnp.ones(BATCH),
     )
     loss, metrics = PPOLoss(ent_coef=0.5)(agent, minibatch)
-    assert abs(metrics.policy_loss) < 1e-6 and abs(metrics.approx_kl) < 1e-7 and metrics.clip_fraction == 0
-    assert metrics.value_loss == 0.5
+    assert abs(metrics["policy_loss"]) < 1e-6 and abs(metrics["approx_kl"]) < 1e-7 and metrics["clip_fraction"] == 0
+    assert metrics["value_loss"] == 0.5
     np.testing.assert_allclose(loss, 0.5 * 0.5 - 0.5 * np.log(ACT), rtol=1e-5)
 
 

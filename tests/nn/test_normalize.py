@@ -1,5 +1,7 @@
 """Running statistics against gymnasium's, in float64."""
 
+import copy
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import optax
 import pytest
 from gymnasium.wrappers.utils import RunningMeanStd
 from gymnax.environments import spaces
+from helpers import same
 
 from eqxrl import AdvantageMinibatch, MinibatchLearner, MLPActorCritic, PPOLoss, Trajectory
-from eqxrl.nn import NormalizedActorCritic, RunningMoments, observe, trainable
+from eqxrl.nn import AbstractActorCritic, NormalizedActorCritic, RunningMoments, observe, trainable
 from eqxrl.nn._normalize import zero_moments
 
 BOX = spaces.Box(-1e6, 1e6, (2,))
@@ -82,21 +85,77 @@ def test_the_policy_sees_what_gymnasium_would_show_it(agent):
 
 def test_a_policy_without_statistics_observes_nothing(agent):
     inner = agent.actor_critic
-    assert observe(inner, jnp.zeros((5, 3, 2))) is inner
+    assert eqx.tree_equal(observe(inner, jnp.zeros((5, 3, 2))), inner)
     assert inner.initial_carry() == agent.initial_carry()
 
 
 def test_observations_of_several_parts():
-    obs = {"a": jnp.zeros(2), "b": jnp.zeros((), jnp.int32)}
+    obs = {"a": jnp.zeros(2), "b": jnp.zeros(())}
     space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(0, 9, ())})
     inner = MLPActorCritic(space, spaces.Discrete(2), hidden_sizes=(4,), key=jax.random.key(0))
     agent = NormalizedActorCritic(inner, obs)
-    many = {"a": jax.random.normal(jax.random.key(1), (6, 4, 2)), "b": jnp.arange(24).reshape(6, 4)}
+    many = {"a": jax.random.normal(jax.random.key(1), (6, 4, 2)), "b": jnp.arange(24.0).reshape(6, 4)}
     agent = agent.observe(many)
     np.testing.assert_allclose(agent.statistics["a"].mean, many["a"].mean((0, 1)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(agent.statistics["b"].var, np.arange(24).var(), rtol=1e-5)
     seen = agent.normalize(jax.tree.map(lambda x: x[2, 1], many))
     np.testing.assert_allclose(seen["b"], (9 - 11.5) / np.arange(24).std(), rtol=1e-5)
+
+
+def test_choices_and_masks_stay_as_they_are():
+    """Standardised, the number of a choice would no longer be one, nor a mask a mask."""
+    space = spaces.Dict({"mask": spaces.Box(0, 1, (3,), jnp.bool_), "number": spaces.Discrete(4), "x": spaces.Box(-9, 9, (2,))})
+    rng = np.random.default_rng(0)
+    many = {
+        "mask": jnp.asarray(rng.random((6, 4, 3)) < 0.5),
+        "number": jnp.asarray(rng.integers(0, 4, (6, 4)), jnp.int32),
+        "x": jnp.asarray(rng.normal(5, 3, (6, 4, 2)), jnp.float32),
+    }
+    one = jax.tree.map(lambda x: x[1, 2], many)
+    inner = MLPActorCritic(space, spaces.Discrete(2), hidden_sizes=(4,), key=jax.random.key(0))
+    agent = NormalizedActorCritic(inner, one).observe(many)
+    seen = agent.normalize(one)
+    for name in ("mask", "number"):
+        assert agent.statistics[name] is None and seen[name].dtype == many[name].dtype
+        np.testing.assert_array_equal(seen[name], one[name])
+    np.testing.assert_allclose(seen["x"], (one["x"] - many["x"].mean((0, 1))) / many["x"].std((0, 1)), rtol=1e-4)
+    _, by_ours, _ = agent(one, ())
+    _, by_inner, _ = inner(seen, ())
+    assert by_ours == by_inner
+    assert agent.observe(many).statistics["x"].count == 48  # again: the structure stays as it is
+    assert jax.tree.structure(agent.observe(many)) == jax.tree.structure(agent)
+    assert not any(jax.tree.leaves(trainable(agent).statistics))
+
+
+class Outer(AbstractActorCritic):
+    """A policy with one that normalises somewhere inside."""
+
+    parts: dict
+
+    def __call__(self, obs, carry):
+        return self.parts["policy"][0](obs, carry)
+
+    def initial_carry(self):
+        return ()
+
+
+def test_statistics_are_found_wherever_they_are(agent):
+    obs = 5 + jax.random.normal(jax.random.key(0), (6, 4, 2))
+    inside = observe(Outer({"policy": [agent], "other": jnp.zeros(3)}), obs)
+    assert eqx.tree_equal(inside, Outer({"policy": [observe(agent, obs)], "other": jnp.zeros(3)}))
+    assert inside.parts["policy"][0].statistics.count == 24
+    assert not any(jax.tree.leaves(trainable(inside).parts["policy"][0].statistics))
+
+
+def test_an_attribute_of_the_policy_inside(agent):
+    """It isn't handed out: called from outside, it would get observations that aren't normalised."""
+    for name in ("actor", "critic", "log_std", "encode"):
+        with pytest.raises(AttributeError, match=f"'{name}' belongs to the MLPActorCritic inside .*agent.actor_critic.{name}.*normalize"):
+            getattr(agent, name)
+    with pytest.raises(AttributeError, match="NormalizedActorCritic has no attribute 'nothing'"):
+        agent.nothing
+    assert not hasattr(agent, "__array__")
+    same(copy.deepcopy(agent), agent)  # which asks for attributes of an object that has none yet
 
 
 def test_statistics_are_never_trained_not_even_by_weight_decay(agent):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eqxrl import AbstractCollector, RolloutCollector
-from eqxrl.envs import AbstractReset, ResetWhenDone
+from eqxrl.envs import AbstractStepper, ResetWhenDone
 from eqxrl.nn import RunningMoments
 
 
@@ -16,12 +16,12 @@ def zero_moments(x: jax.Array) -> RunningMoments:
     return RunningMoments(mean=jnp.zeros_like(x), var=jnp.ones_like(x), count=jnp.asarray(1e-4, x.dtype))
 
 
-class NormalizeEachStep(AbstractReset):
+class NormalizeEachStep(AbstractStepper):
     """Observations are counted and then standardised step by step, all environments at once, and not clipped; the first one of
     a run is neither counted nor standardised. (eqxrl's policy carries the statistics, standardises every observation it
     sees, and counts after the rollout has been learned from.)"""
 
-    inner: AbstractReset = ResetWhenDone()
+    inner: AbstractStepper = ResetWhenDone()
 
     def init(self, env: Any, env_params: Any, keys: Any) -> Any:
         obs, env_state, inner = self.inner.init(env, env_params, keys)

@@ -27,7 +27,7 @@ from rejax_side import FiveValueStep, to_agent
 from scipy import stats
 
 from eqxrl import PPO, MinibatchLearner, MLPActorCritic, PPOHParams, PPOLoss, RolloutCollector
-from eqxrl.envs import TimeLimitIsTerminal
+from eqxrl.envs import ResetWhenDone, TimeLimitIsTerminal
 
 NUM_SEEDS = 100
 """Of each of the two."""
@@ -146,14 +146,21 @@ def make_eqxrl(case: Case) -> PPO:
         return to_agent(template, networks["actor_ts"].params, networks["critic_ts"].params)
 
     collector = RolloutCollector(
-        case.num_envs, case.num_steps, reset=NormalizeEachStep() if case.normalize_observations else None
+        case.num_envs, case.num_steps, stepper=NormalizeEachStep() if case.normalize_observations else ResetWhenDone()
     )
     if case.normalize_rewards:
         collector = ScaleRewardsEachStep(collector, jnp.asarray(case.gamma, jnp.float32), case.num_envs, case.num_steps)
     return PPO.create(
         env=TimeLimitIsTerminal(env),
         env_params=env_params,
-        hp=PPOHParams(gamma=case.gamma, gae_lambda=case.gae_lambda),
+        hp=PPOHParams(
+            num_envs=case.num_envs,
+            num_steps=case.num_steps,
+            num_minibatches=case.num_minibatches,
+            num_epochs=case.num_epochs,
+            gamma=case.gamma,
+            gae_lambda=case.gae_lambda,
+        ),
         actor_critic=rejax_network,
         collector=collector,
         learner=MinibatchLearner(

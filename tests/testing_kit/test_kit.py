@@ -8,33 +8,46 @@ import optax
 import pytest
 from helpers import sampled
 
-from eqxrl import GAE, EpisodeEvaluator, LinearSchedule, MinibatchLearner, PPOLoss, RolloutCollector, testing
+from eqxrl import (
+    GAE,
+    EpisodeEvaluator,
+    LinearSchedule,
+    MinibatchLearner,
+    PPOLoss,
+    RolloutCollector,
+    TransitionCollector,
+    UniformBuffer,
+    testing,
+)
 from eqxrl.collectors import RewardScaling
-from eqxrl.envs import ResetFromPool, ResetWhenDone
-from eqxrl.nn import Categorical, DiagGaussian
-from eqxrl.testing._advantages import advantage_laws
-from eqxrl.testing._collectors import collector_laws, reset_laws
-from eqxrl.testing._evaluators import evaluator_laws
-from eqxrl.testing._learners import learner_laws
-from eqxrl.testing._losses import loss_laws
-from eqxrl.testing._nn import actor_critic_laws, distribution_laws
-from eqxrl.testing._probe import normalized, probe, probe_agent
-from eqxrl.verification._report import judge
+from eqxrl.envs import NeverReset, ResetFromPool, ResetWhenDone
+from eqxrl.losses import ActorCriticLoss
+from eqxrl.nn import ActorCriticPolicy, Categorical, DiagGaussian
+from eqxrl.spaces import Discrete
+from eqxrl.testing._probe import probe, probe_agent, probe_rollouts
+from eqxrl.verification._advantages import AdvantageLaws
+from eqxrl.verification._collectors import BufferLaws, CollectorLaws
+from eqxrl.verification._evaluators import EvaluatorLaws, StepperLaws
+from eqxrl.verification._learners import LearnerLaws, LossLaws
+from eqxrl.verification._nn import ActorCriticLaws, DistributionLaws
+from eqxrl.verification._report import judge, laws_of
 
 GOOD = {
     "GAE": lambda: testing.check_advantage(GAE(gamma=0.9)),
     "PPOLoss": lambda: testing.check_loss(PPOLoss(clip_eps=LinearSchedule(0.2, 0.0, 10))),
+    "ActorCriticLoss": lambda: testing.check_loss(ActorCriticLoss()),
     "MinibatchLearner": lambda: testing.check_learner(
         MinibatchLearner(PPOLoss(), optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3)), num_epochs=2, num_minibatches=3)
     ),
     "RolloutCollector": lambda: testing.check_collector(
-        RolloutCollector(4, 11, reward_scaling=RewardScaling()), *probe("box"), normalized(probe_agent("box"))
+        RolloutCollector(4, 11, reward_scaling=RewardScaling()), *probe("box"), probe_agent("box")
     ),
-    "ResetWhenDone": lambda: testing.check_reset(ResetWhenDone()),
-    "ResetFromPool": lambda: testing.check_reset(ResetFromPool(6)),
-    "MLPActorCritic": lambda: testing.check_actor_critic(
-        normalized(probe_agent("box")), jnp.ones(3), probe("box")[0].action_space(probe("box")[1])
-    ),
+    "TransitionCollector": lambda: testing.check_collector(TransitionCollector(4, 11)),
+    "UniformBuffer": lambda: testing.check_buffer(UniformBuffer(50, 16)),
+    "ResetWhenDone": lambda: testing.check_stepper(ResetWhenDone()),
+    "ResetFromPool": lambda: testing.check_stepper(ResetFromPool(6)),
+    "NeverReset": lambda: testing.check_stepper(NeverReset()),
+    "MLPActorCritic": lambda: testing.check_actor_critic(probe_agent("box"), jnp.ones(2), probe("box")[0].action_space(None)),
     "Categorical": lambda: testing.check_distribution(Categorical(jnp.array([[0.5, -1.0, 0.3], [0.0, 0.0, 0.0]]))),
     "DiagGaussian": lambda: testing.check_distribution(DiagGaussian(jnp.zeros((2, 3)), jnp.full((2, 3), 0.4), (3,))),
     "EpisodeEvaluator": lambda: testing.check_evaluator(EpisodeEvaluator(num_episodes=5)),
@@ -46,27 +59,45 @@ def test_the_packages_own_parts_pass(name):
     GOOD[name]()
 
 
+def test_a_collector_may_clip_rewards_to_their_sign():
+    """Wherever it stands in the rollout, a reward is then still its own step's."""
+    testing.check_collector(broken.of_rollout(reward=lambda t, *_: jnp.sign(t.reward)))
+    testing.check_collector(broken.of_transitions(reward=lambda t, state: jnp.sign(t.reward)))
+
+
+def rollouts(steps, envs):
+    return probe_agent("discrete"), probe_rollouts("discrete", steps, envs)
+
+
 def collector(part):
     kind = "box" if part in (broken.COLLECTORS[name] for name in ON_BOX) else "discrete"
-    return collector_laws(part, *probe(kind), normalized(probe_agent(kind)))
+    return CollectorLaws(part, *probe(kind), probe_agent(kind))
 
 
 ON_BOX = ("stores clipped actions", "stores clipped actions consistently", "gives actions unclipped")
+
+
+def acting():
+    return *probe("discrete"), ActorCriticPolicy(probe_agent("discrete"))
+
+
 LAWS = {
-    "ADVANTAGES": advantage_laws,
-    "LOSSES": lambda part: loss_laws(part, "discrete"),
-    "LEARNERS": learner_laws,
+    "ADVANTAGES": lambda part: AdvantageLaws(part, rollouts(9, 4)[1][0]),
+    "LOSSES": lambda part: LossLaws(part, *rollouts(6, 4)),
+    "LEARNERS": lambda part: LearnerLaws(part, *rollouts(4 * getattr(part, "num_minibatches", 2), 6)),
     "COLLECTORS": collector,
-    "RESETS": reset_laws,
-    "POLICIES": lambda part: actor_critic_laws(part, jnp.ones(3), probe("discrete")[0].action_space(probe("discrete")[1])),
-    "DISTRIBUTIONS": distribution_laws,
-    "EVALUATORS": evaluator_laws,
+    "TRANSITIONS": lambda part: CollectorLaws(part, *acting()),
+    "BUFFERS": lambda part: BufferLaws(part, {"obs": jnp.zeros(3), "reward": jnp.zeros(())}),
+    "STEPPERS": lambda part: StepperLaws(part, *probe("discrete")),
+    "POLICIES": lambda part: ActorCriticLaws(part, jnp.ones(3), Discrete(3)),
+    "DISTRIBUTIONS": DistributionLaws,
+    "EVALUATORS": lambda part: EvaluatorLaws(part, *acting()),
 }
 BROKEN = [
-    ("ADVANTAGES", "axes swapped", "advantages and targets, [steps envs]", "Advantage returned Estimate.advantages"),
-    ("ADVANTAGES", "one environment's", "advantages and targets, [steps envs]", "Advantage returned Estimate.advantages"),
-    ("ADVANTAGES", "no tuple", "advantages and targets, [steps envs]", "must return"),
-    ("ADVANTAGES", "NaN", "advantages and targets, [steps envs]", "aren't finite"),
+    ("ADVANTAGES", "axes swapped", "shapes", "Advantage returned Estimate.advantages"),
+    ("ADVANTAGES", "one environment's", "shapes", "Advantage returned Estimate.advantages"),
+    ("ADVANTAGES", "no tuple", "shapes", "must return"),
+    ("ADVANTAGES", "NaN", "finite", "aren't finite"),
     ("ADVANTAGES", "not what it claims", "GAE", "was expected"),
     ("ADVANTAGES", "leaks over truncation", "cut at episode ends", "truncated at step"),
     ("ADVANTAGES", "done one step late", "cut at episode ends", "what comes after"),
@@ -77,19 +108,20 @@ BROKEN = [
     ("ADVANTAGES", "Python's state", "pure", "the second time"),
     ("ADVANTAGES", "only compiled", "jit = no jit", "under jit"),
     ("ADVANTAGES", "mixes a batch", "vmap[i] = alone", "under vmap, member 0 of 2"),
-    ("LOSSES", "no metrics", "a scalar and LossMetrics", "return (scalar, LossMetrics)"),
-    ("LOSSES", "not a scalar", "a scalar and LossMetrics", "return a float scalar"),
-    ("LOSSES", "NaN", "finite, and so is its gradient", "aren't finite"),
-    ("LOSSES", "gradient stopped", "finite, and so is its gradient", "0 everywhere"),
+    ("LOSSES", "no metrics", "shapes", "return (scalar, dict of metrics)"),
+    ("LOSSES", "not a scalar", "shapes", "return a float scalar"),
+    ("LOSSES", "metric of each sample", "shapes", "entropy is float32[2]"),
+    ("LOSSES", "NaN", "finite", "aren't finite"),
+    ("LOSSES", "gradient stopped", "finite gradients", "0 everywhere"),
     ("LOSSES", "a sum", "a mean over samples", "every sample twice"),
     ("LOSSES", "looks at neighbours", "a mean over samples", "in another order"),
     ("LOSSES", "the sign", "better actions become likelier", "less likely"),
     ("LOSSES", "KL's sign", "no divergence at ratio 1", "at ratio 1"),
     ("LOSSES", "at_step", "at_step", "steps 0 and 5"),
     ("LOSSES", "Python's state", "pure", "the second time"),
-    ("LEARNERS", "weakly typed", "policy, state and metrics", "weak float32"),
+    ("LEARNERS", "weakly typed", "shapes", "weak float32"),
     ("LEARNERS", "NaN", "finite", "aren't finite"),
-    ("LEARNERS", "negative norm", "finite", "negative"),
+    ("LEARNERS", "negative norm", "learned", "negative"),
     ("LEARNERS", "drops a sample", "each sample once per epoch", "1 of 72 samples were left out"),
     ("LEARNERS", "half of the samples", "each sample once per epoch", "left out"),
     ("LEARNERS", "shuffles advantages apart", "samples whole", "another sample's"),
@@ -105,9 +137,9 @@ BROKEN = [
     ("COLLECTORS", "[envs steps]", "shapes", "Trajectory.obs"),
     ("COLLECTORS", "weakly typed", "shapes", "weak float32"),
     ("COLLECTORS", "NaN", "finite", "aren't finite"),
-    ("COLLECTORS", "stores clipped actions", "the stored action has the stored log-prob", "log_prob of the stored action"),
-    ("COLLECTORS", "log-prob of the step before", "the stored action has the stored log-prob", "log_prob of the stored action"),
-    ("COLLECTORS", "value of the next step", "the stored value is the critic's", "value of the stored observation"),
+    ("COLLECTORS", "stores clipped actions", "log-probs and values are the policy's", "the stored action's log_prob"),
+    ("COLLECTORS", "log-prob of the step before", "log-probs and values are the policy's", "the stored action's log_prob"),
+    ("COLLECTORS", "value of the next step", "log-probs and values are the policy's", "the stored observation's value"),
     ("COLLECTORS", "interleaves time", "steps follow one another", "another observation than the last one led to"),
     ("COLLECTORS", "reward of the step before", "steps follow one another", "isn't that step's"),
     ("COLLECTORS", "done one step late", "steps follow one another", "another observation"),
@@ -119,32 +151,49 @@ BROKEN = [
     ("COLLECTORS", "counts no rollouts", "rollouts go on", "global_step"),
     ("COLLECTORS", "starts over", "rollouts go on", "isn't the state's"),
     ("COLLECTORS", "miscounts lengths", "episodes are counted", "episodes (count, length)"),
-    ("COLLECTORS", "collects the same again", "keys used once", "the state's rng is the same"),
-    ("COLLECTORS", "environments alike", "keys used once", "start alike"),
-    ("RESETS", "reward as an integer", "shapes", "VecStep.reward"),
-    ("RESETS", "final_obs after the reset", "transitions", "final_obs"),
-    ("RESETS", "truncation dropped", "transitions", "truncated"),
-    ("RESETS", "obs before the reset", "first states where an episode ended", "its beginning"),
-    ("RESETS", "one first state", "first states where an episode ended", "the same state"),
-    ("RESETS", "key twice", "keys used once", "used twice"),
+    ("COLLECTORS", "collects the same again", "rollouts go on", "the state's rng is the same"),
+    ("COLLECTORS", "environments alike", "environments start differently", "start alike"),
+    ("TRANSITIONS", "[envs steps]", "shapes", "Transition.obs"),
+    ("TRANSITIONS", "NaN", "finite", "aren't finite"),
+    ("TRANSITIONS", "next_obs after the reset", "flags", "led to another next_obs"),
+    ("TRANSITIONS", "next_obs is obs", "next_obs opens the next step", "isn't the next step's obs"),
+    ("TRANSITIONS", "truncation as termination", "flags", "didn't terminate"),
+    ("TRANSITIONS", "termination as truncation", "flags", "as if they hadn't"),
+    ("TRANSITIONS", "reward of the step before", "steps follow one another", "isn't that step's"),
+    ("TRANSITIONS", "interleaves time", "steps follow one another", "another observation than the last one led to"),
+    ("BUFFERS", "a batch of steps", "shapes", "a sampled row"),
+    ("BUFFERS", "rows mixed", "whole rows", "put together from several"),
+    ("BUFFERS", "rows mixed when added", "whole rows", "put together from several"),
+    ("BUFFERS", "samples what isn't filled", "the newest rows", "was drawn"),
+    ("BUFFERS", "keeps the oldest", "the newest rows", "was drawn"),
+    ("BUFFERS", "prefers the first", "uniform", "equally often"),
+    ("BUFFERS", "one key", "uniform", "equally often"),
+    ("BUFFERS", "key twice", "keys used once", "used twice"),
+    ("BUFFERS", "Python's state", "pure", "the second time"),
+    ("STEPPERS", "reward as an integer", "shapes", "VecStep.reward"),
+    ("STEPPERS", "final_obs after the reset", "transitions", "final_obs"),
+    ("STEPPERS", "truncation dropped", "transitions", "truncated"),
+    ("STEPPERS", "obs before the reset", "first states where an episode ended", "its beginning"),
+    ("STEPPERS", "one first state", "first states where an episode ended", "the same state"),
+    ("STEPPERS", "key twice", "keys used once", "used twice"),
     ("POLICIES", "too few actions", "fits the spaces", "2 actions"),
     ("POLICIES", "value not a scalar", "fits the spaces", "scalar"),
-    ("POLICIES", "NaN", "finite, and so is its gradient", "aren't finite"),
-    ("POLICIES", "root of 0", "finite, and so is its gradient", "gradient by the policy"),
+    ("POLICIES", "NaN", "finite", "aren't finite"),
+    ("POLICIES", "root of 0", "finite gradients", "aren't finite"),
     ("POLICIES", "idle layer", "every number is used", "idle"),
     ("POLICIES", "Python's state", "pure", "the second time"),
     ("DISTRIBUTIONS", "a log-prob for each number", "shapes", "log_prob is float32[2]"),
-    ("DISTRIBUTIONS", "NaN", "finite, and so is the gradient", "aren't finite"),
+    ("DISTRIBUTIONS", "NaN", "finite", "aren't finite"),
     ("DISTRIBUTIONS", "variance for deviation", "samples are as likely as log_prob says", "standard errors"),
     ("DISTRIBUTIONS", "no change of scale", "samples are as likely as log_prob says", "standard errors"),
     ("DISTRIBUTIONS", "entropy without e", "entropy = -mean log_prob", "the entropy is"),
     ("DISTRIBUTIONS", "mode", "the mode is likeliest", "likelier"),
     ("DISTRIBUTIONS", "not normalised", "probabilities sum to 1", "sum to"),
-    ("DISTRIBUTIONS", "one key", "random", "same action"),
+    ("DISTRIBUTIONS", "one key", "samples are as likely as log_prob says", "standard errors"),
     ("DISTRIBUTIONS", "key twice", "keys used once", "used twice"),
     ("DISTRIBUTIONS", "Python's state", "pure", "the second time"),
-    ("EVALUATORS", "only a sum", "EvalMetrics of [episodes]", "return EvalMetrics"),
-    ("EVALUATORS", "stops a step early", "whole episodes", "cut off after 7 steps"),
+    ("EVALUATORS", "only a sum", "shapes", "return EvalMetrics"),
+    ("EVALUATORS", "stops a step early", "whole episodes", "are cut off after 7 steps"),
     ("EVALUATORS", "counts after the end", "returns", "the return"),
     ("EVALUATORS", "counts half", "returns", "the return"),
     ("EVALUATORS", "key twice", "keys used once", "used twice"),
@@ -154,7 +203,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("family, part, law, says", sampled(BROKEN), ids=lambda x: x if isinstance(x, str) else "")
 def test_a_broken_part_is_found_out(family, part, law, says):
-    (one,) = [x for x in LAWS[family](getattr(broken, family)[part]) if x.name == law]
+    (one,) = [x for x in laws_of(LAWS[family](getattr(broken, family)[part])) if x.name == law]
     (check,) = judge(part, [one]).checks
     assert check.status == "failed", check.detail
     assert says in check.detail

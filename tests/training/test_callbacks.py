@@ -1,5 +1,8 @@
+import contextlib
+import dataclasses
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import equinox as eqx
@@ -8,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import same
+from jaxtyping import Array, Float
 from PIL import Image
+from user_algorithm import own
 
-from eqxrl import EvalMetrics
+from eqxrl import EvalMetrics, TrainStepMetrics, spaces
 from eqxrl._schedules import LinearSchedule
+from eqxrl._structs import TrajectoryCollectionState, no_episodes
 from eqxrl.training import (
     Callback,
     Checkpointing,
@@ -94,6 +100,11 @@ def test_early_stopping_that_never_stops():
 # The NaN guard.
 
 
+class SimpleState(eqx.Module):
+    weights: Float[Array, " n"]
+    collection: TrajectoryCollectionState
+
+
 class Spoil(Callback):
     """Puts a NaN into a weight of the second seed before the third iteration."""
 
@@ -106,7 +117,7 @@ class Spoil(Callback):
 
 def test_nan_guard_names_the_first_and_leaves_the_last_good_checkpoint(algo, one, tmp_path):
     trainer = Trainer([Spoil(), NanGuard()], folder=tmp_path)
-    with pytest.raises(NonFinite, match=r"outputs\.policy_loss isn't finite after iteration 4 of 7") as caught:
+    with pytest.raises(NonFinite, match=r"outputs\.means\['approx_kl'\] isn't finite after iteration 4 of 7") as caught:
         trainer.fit(algo, one)
     assert "is of before" in caught.value.__notes__[0]
     state, metrics = load_checkpoint(tmp_path, algo)
@@ -117,7 +128,7 @@ def test_nan_guard_names_the_first_and_leaves_the_last_good_checkpoint(algo, one
 
 
 def test_nan_guard_names_the_seed(algo, three):
-    with pytest.raises(NonFinite, match=r"outputs\.policy_loss of seed 1 isn't finite"):
+    with pytest.raises(NonFinite, match=r"outputs\.means\['approx_kl'\] of seed 1 isn't finite"):
         Trainer([Spoil(), NanGuard()]).fit(algo, three)
 
 
@@ -131,6 +142,28 @@ def test_nan_guard_looks_at_the_state(algo, one):
         Trainer([SpoilLate(), NanGuard()]).fit(algo, one)
 
 
+@pytest.mark.parametrize(
+    "where, path",
+    [
+        (lambda s: s.weights, "state.weights"),
+        (lambda s: s.collection.episode_return, "state.collection.episode_return"),
+        (lambda s: s.collection.env_state["x"], None),
+        (lambda s: s.collection.reset_state, None),
+    ],
+)
+def test_nan_guard_leaves_to_environments_what_is_theirs(where, path):
+    zeros = jnp.zeros(3)
+    collection = TrajectoryCollectionState(
+        last_obs=zeros, env_state={"x": zeros}, rms_state=(), last_done=zeros > 0, global_step=jnp.int32(0), rng=jax.random.key(0),
+        episode_return=zeros, episode_length=jnp.zeros(3, jnp.int32), reset_state=zeros,
+    )  # fmt: skip
+    state = eqx.tree_at(where, SimpleState(weights=zeros, collection=collection), jnp.array([0.0, jnp.nan, 0.0]))
+    outputs = TrainStepMetrics(means={"loss": jnp.float32(1)}, episodes=no_episodes())
+    trainer = SimpleNamespace(num_seeds=None, stopped=None, iteration=1, num_iterations=2)
+    with pytest.raises(NonFinite, match=re.escape(path)) if path else contextlib.nullcontext():
+        NanGuard().on_train_epoch_end(trainer, None, state, outputs)
+
+
 # The others.
 
 
@@ -141,6 +174,15 @@ def test_episode_rendering(algo, keys, request, tmp_path):
     assert names == [f"episode-{24 * i:09d}.gif" for i in (0, 4, 7)]
     with Image.open(tmp_path / names[-1]) as gif:
         assert gif.format == "GIF" and gif.n_frames > 1
+
+
+def test_episode_rendering_of_a_sweep_shows_the_first_seed(three, tmp_path):
+    """Also of what is swept: nobody could draw three gravities at once."""
+    algo = own()
+    algo = eqx.tree_at(lambda a: a.env_params, algo, algo.env_params.replace(gravity=jnp.array([1.0, 9.8, 20.0])))
+    axes = eqx.tree_at(lambda a: a.env_params.gravity, jax.tree.map(lambda _: None, algo), 0, is_leaf=lambda x: x is None)
+    Trainer([EpisodeRendering(tmp_path, start=False)]).fit(algo, three, axes=axes)
+    assert [path.name for path in tmp_path.iterdir()] == ["episode-000000168.gif"]
 
 
 def test_episode_rendering_writes_none_where_none_is_asked_for(algo, one, tmp_path):
@@ -188,18 +230,57 @@ def test_throughput(algo, one, tmp_path):
     assert elapsed == sorted(elapsed)
 
 
-@pytest.mark.parametrize("num_updates", [14, [0, 7, 28]])
-def test_hparam_log(algo, one, num_updates):
+@pytest.mark.parametrize("num_updates, rate", [(14, 1e-2), ([0, 7, 28], 1e-2), ([0, 7, 28], [1e-2, 1e-1, 1e-3])])
+def test_hparam_log(algo, num_updates, rate):
     annealed = eqx.tree_at(lambda a: a.hp.learning_rate, algo, LinearSchedule(1e-2, 0.0, 28))
-    state = eqx.filter_eval_shape(algo.init_train_state, one)
-    state = eqx.tree_at(lambda s: s.learner_state.num_updates, state, jnp.array(num_updates))
-    logged = {}
+    annealed = eqx.tree_at(lambda a: a.hp.learning_rate.init_value, annealed, jnp.float32(rate))
+    axes = jax.tree.map(lambda _: None, annealed)
+    if isinstance(rate, list):
+        axes = eqx.tree_at(lambda a: a.hp.learning_rate.init_value, axes, 0, is_leaf=lambda x: x is None)
+    state, logged = SimpleNamespace(num_updates=jnp.array(num_updates)), {}
     metrics = EvalMetrics(episode_length=jnp.ones(2, jnp.int32), cumulative_reward=jnp.ones(2))
-    HParamLog().on_validation_epoch_end(SimpleNamespace(log=logged.update), annealed, state, metrics)
+    trainer = SimpleNamespace(log=logged.update, axes=axes if isinstance(num_updates, list) else False)
+    HParamLog().on_validation_epoch_end(trainer, annealed, state, metrics)
     np.testing.assert_array_equal(logged["hp/num_updates"], num_updates)
-    np.testing.assert_allclose(logged["hp/learning_rate"], 1e-2 * (1 - np.array(num_updates) / 28), rtol=1e-6)
+    np.testing.assert_allclose(logged["hp/learning_rate"], np.array(rate) * (1 - np.array(num_updates) / 28), rtol=1e-6)
     assert logged["hp/gamma"] == np.float32(0.99)
     assert "hp/num_envs" not in logged
+
+
+@pytest.mark.parametrize("keys", ["one", "three"])
+def test_members_serve_any_algorithm(keys, request, tmp_path):
+    """One without an agent, a learner or a collector, and whose environment has no name."""
+    algo = own()
+    env = Nameless()
+    algo = dataclasses.replace(algo, env=env, env_params=None)
+    assert not hasattr(env, "name")
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=140, color_system=None)
+    members = [ProgressBar(console), Throughput(), HParamLog(), NanGuard(), EarlyStopping(threshold=1e9), Checkpointing()]
+    trainer = Trainer(members, [JSONLLogger(tmp_path / "m.jsonl")], tmp_path / "run")
+    trainer.fit(algo, request.getfixturevalue(keys))
+    assert "Nameless" in console.file.getvalue()
+    last = rows(tmp_path / "m.jsonl")[-1]
+    assert {"hp/noise", "hp/num_updates", "train/better", "train/episode_return", "time/env_steps_per_second"} < last.keys()
+
+
+class Nameless(eqx.Module):
+    """An episode of 5 steps, whatever one does."""
+
+    max_steps: int = eqx.field(static=True, default=5)
+
+    def reset(self, key, params):
+        return jax.random.normal(key, (4,)), jnp.zeros((), jnp.int32)
+
+    def step(self, key, state, action, params):
+        return jnp.ones(4), state + 1, jnp.float32(1), state == 4, jnp.array(False), {}
+
+    def observation_space(self, params):
+        return spaces.Box(-jnp.inf, jnp.inf, (4,))
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
 
 
 def test_what_hparam_log_says_is_logged(algo, one, tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import random
 import signal
@@ -8,8 +9,10 @@ import time
 import warnings
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import eqxrl.training._files as files
 from eqxrl.training import CheckpointDamaged, CheckpointMismatch, Checkpoints, load, read_metadata
 
 
@@ -24,10 +27,16 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def damage(path):
+def damage(path, at=-1):
+    """Flips a bit, in a file of its own: `best.eqx` may be another name for a checkpoint."""
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[at] ^= 1
+    path.unlink()
     path.write_bytes(data)
+
+
+HEADER = 300
+"""The place of a byte in a header. That it is damaged is seen without reading the arrays."""
 
 
 def save_all(folder, iterations, **kwargs):
@@ -89,10 +98,27 @@ def test_a_first_score_of_nan_is_not_the_best(tmp_path):
     assert folder.best(LIKE)[1]["score"] == -5.0
 
 
+def test_the_best_and_the_newest_are_written_once(tmp_path, monkeypatch):
+    folder = Checkpoints(tmp_path)
+    folder.save(tree(0), iteration=0, score=1.0)
+    assert (tmp_path / "best.eqx").samefile(tmp_path / "checkpoint-000000000.eqx")
+    folder.save(tree(1), iteration=1, score=0.0)
+    folder.save(tree(2), iteration=2, score=0.0)
+    assert folder.best(LIKE)[0]["x"][0] == 0 and folder.latest(LIKE)[0]["x"][0] == 2
+
+    def no_links(*args):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    folder.save(tree(3), iteration=3, score=2.0)
+    assert (tmp_path / "best.eqx").read_bytes() == (tmp_path / "checkpoint-000000003.eqx").read_bytes()
+    assert not (tmp_path / "best.eqx").samefile(tmp_path / "checkpoint-000000003.eqx")
+
+
 def test_a_damaged_best_is_replaced(tmp_path):
     folder = Checkpoints(tmp_path)
     folder.save(tree(0), iteration=0, score=10.0)
-    damage(tmp_path / "best.eqx")
+    damage(tmp_path / "best.eqx", HEADER)
     with pytest.raises(CheckpointDamaged):
         folder.best(LIKE)
     with pytest.warns(UserWarning, match="best.eqx is damaged.*replaced by"):
@@ -126,7 +152,7 @@ def test_a_mismatch_is_no_reason_to_fall_back(tmp_path):
 def test_damaged_checkpoints_do_not_count_as_kept(tmp_path):
     folder = Checkpoints(tmp_path, keep=2)
     save_all(folder, [1, 2])
-    damage(tmp_path / "checkpoint-000000002.eqx")
+    damage(tmp_path / "checkpoint-000000002.eqx", HEADER)
     folder.save(tree(3), iteration=3)
     assert len(names(tmp_path)) == 3
     damage(tmp_path / "checkpoint-000000003.eqx")
@@ -134,6 +160,49 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path):
         assert folder.latest(LIKE)[0]["x"][0] == 1
     save_all(folder, [3, 4])
     assert names(tmp_path) == ["checkpoint-000000003.eqx", "checkpoint-000000004.eqx"]
+    (tmp_path / "checkpoint-000000004.eqx").write_bytes((tmp_path / "checkpoint-000000003.eqx").read_bytes()[:-1])
+    save_all(folder, [5])
+    assert len(names(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_whatever_is_damaged_the_last_good_one_stays(tmp_path, keep):
+    """Any of the older files may be damaged in any way: there is always one to go on from, the one just written."""
+    for i in range(6):
+        Checkpoints(tmp_path, keep=keep).save(tree(i), iteration=i, score=i)
+        for j, (_, path) in enumerate(Checkpoints(tmp_path).files()[1:]):
+            damage(path, (HEADER, -1, 3)[(i + j) % 3])
+        loaded, metadata = Checkpoints(tmp_path).latest(LIKE)
+        assert loaded["x"][0] == metadata["iteration"] == i
+
+
+def test_saving_reads_no_arrays(tmp_path, monkeypatch):
+    """Whatever the state's size, of older checkpoints only the headers are read."""
+    folder, sizes = Checkpoints(tmp_path, keep=3), []
+    for i in range(3):
+        folder.save({"x": np.zeros(2**18)}, iteration=i, score=i)
+    real = open
+
+    def counting(path, mode="r", *args, **kwargs):
+        file = real(path, mode, *args, **kwargs)
+        if "r" not in mode:
+            return file
+        file.close()
+        return Counting(path)
+
+    class Counting(io.FileIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            sizes.append(len(data))
+            return data
+
+        def readinto(self, buffer):
+            raise AssertionError("an array was read")
+
+    monkeypatch.setattr(files, "open", counting, raising=False)
+    folder.save({"x": np.zeros(2**18)}, iteration=3, score=-1.0)
+    folder.save({"x": np.zeros(2**18)}, iteration=4, score=9.0)
+    assert len(names(tmp_path)) == 4 and 0 < sum(sizes) < 2**14
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
@@ -143,9 +212,11 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         folder.save(tree(5), iteration=5)
     assert names(tmp_path) == ["checkpoint-000000010.eqx", "checkpoint-000000020.eqx"]
     damage(tmp_path / "checkpoint-000000020.eqx")
-    folder.save(tree(15), iteration=15)  # after falling back to 10
     with pytest.warns(UserWarning, match="000000020.eqx is damaged"):
-        assert folder.latest(LIKE)[1]["iteration"] == 15
+        assert folder.latest(LIKE)[1]["iteration"] == 10
+    Checkpoints(tmp_path).save(tree(15), iteration=15)
+    assert names(tmp_path) == ["checkpoint-000000010.eqx", "checkpoint-000000015.eqx"]
+    assert folder.latest(LIKE)[1]["iteration"] == 15
     save_all(folder, [20, 25])
     assert names(tmp_path) == ["checkpoint-000000020.eqx", "checkpoint-000000025.eqx"]
     assert folder.latest(LIKE)[1]["iteration"] == 25
@@ -224,7 +295,7 @@ def test_killed_at_any_system_call_a_whole_checkpoint_remains(tmp_path, monkeypa
 
                 return call
 
-            for name in ("fsync", "replace", "unlink"):
+            for name in ("fsync", "replace", "unlink", "link"):
                 m.setattr(os, name, dies(getattr(os, name)))
             try:
                 folder.save(tree(2), iteration=2, score=2.0)
@@ -237,7 +308,7 @@ def test_killed_at_any_system_call_a_whole_checkpoint_remains(tmp_path, monkeypa
             assert Checkpoints(tmp_path / str(last)).best(LIKE)[0]["x"][0] in (1, 2)
         if calls <= last:
             break
-    assert metadata["iteration"] == 2 and last == calls == 7
+    assert metadata["iteration"] == 2 and last == calls == 9
 
 
 WRITER = """

@@ -1,4 +1,4 @@
-"""The tests marked slow use Lightning itself, which isn't among the test dependencies, since it brings torch:
+"""`examples/lightning_bridge.py`. The test marked slow uses Lightning itself, which isn't among the test dependencies: it brings torch.
 
 pip install torch --index-url https://download.pytorch.org/whl/cpu
 pip install -e '.[lightning]'
@@ -6,11 +6,17 @@ pytest -m slow -n 0 tests/training/test_lightning.py
 """
 
 import csv
+import runpy
+from pathlib import Path
 
 import pytest
 from helpers import same
 
-from eqxrl.training import LightningCallback, LightningLogger, Trainer
+from eqxrl.training import Trainer
+from eqxrl.training._callback import overrides
+
+bridge = runpy.run_path(str(Path(__file__).parents[2] / "examples/lightning_bridge.py"))
+LightningCallback, LightningLogger = bridge["LightningCallback"], bridge["LightningLogger"]
 
 
 class LightningsCallback:
@@ -89,13 +95,15 @@ def test_only_a_lightning_callback_that_looks_at_batches_gets_them(algo, one):
 
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             self.seen += (
-                outputs.entropy.shape == () and batch.trajectories.reward.shape == (8, 3) and batch_idx == self.seen % 2
+                outputs.means["entropy"].shape == () and batch.trajectories.reward.shape == (8, 3) and batch_idx == self.seen % 2
             )
 
     batches = Batches()
     same(Trainer([LightningCallback(batches)]).fit(algo, one), Trainer().fit(algo, one))
     assert batches.seen == 7
-    assert not Trainer([LightningCallback(Recording())])._is_heard("on_train_batch_end")
+    assert overrides(LightningCallback(Batches()), "on_train_batch_end")
+    assert not overrides(LightningCallback(Batches()), "on_train_batch_start")
+    assert not overrides(LightningCallback(Recording()), "on_train_batch_end")
 
 
 def test_a_lightning_logger(algo, three):
@@ -109,17 +117,15 @@ def test_a_lightning_logger(algo, three):
         def log_metrics(self, metrics, step):
             self.metrics.append((step, metrics))
 
-        def save(self):
-            self.saved = len(self.metrics)
-
         def finalize(self, status):
             self.ended = status
 
     logger = Logger()
     _, metrics = Trainer(loggers=[LightningLogger(logger)]).fit(algo, three)
-    assert logger.params["hp"]["num_envs"] == 3 and logger.saved == 5 and logger.ended == "success"
+    assert logger.params["hp"]["num_envs"] == 3 and logger.ended == "success"
     assert [step for step, _ in logger.metrics] == [0, 48, 96, 144, 168]
-    assert logger.metrics[-1][1]["eval/return_mean/seed_2"] == pytest.approx(float(metrics.cumulative_reward[2, -1].mean()))
+    assert logger.metrics[-1][1]["eval/return_mean"] == pytest.approx(float(metrics.cumulative_reward[:, -1].mean()))
+    assert "train/entropy" in logger.metrics[-1][1] and all(type(x) is float for _, row in logger.metrics for x in row.values())
 
 
 @pytest.mark.slow

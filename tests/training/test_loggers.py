@@ -1,7 +1,7 @@
 import builtins
 import csv
-import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import same
 
-from eqxrl import TrainStepMetrics
-from eqxrl.training import AbstractLogger, Callback, CSVLogger, JSONLLogger, TensorBoardLogger, Trainer, WandbLogger
+from eqxrl import EpisodeStats, TrainStepMetrics
+from eqxrl.training import AbstractLogger, Callback, JSONLLogger, TensorBoardLogger, Trainer, WandbLogger
 from eqxrl.training import hyperparameters as describe
 from eqxrl.training._metrics import add_metrics, mean_metrics, plain, summarize_training
 
@@ -35,6 +35,11 @@ class Memory(AbstractLogger):
 
 def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("keys", ["one", "three"])
@@ -66,37 +71,29 @@ def test_the_step_goes_on_with_the_state(algo, one):
 
 
 def test_no_episode_is_no_return(tmp_path):
-    some = {f.name: jnp.ones(2) for f in dataclasses.fields(TrainStepMetrics) if f.name != "extra"}
-    outputs = TrainStepMetrics(**{**some, "num_episodes": jnp.array([0.0, 3.0]), "extra": {"mine": jnp.full(2, jnp.inf)}})
+    count = jnp.array([0.0, 3.0])
+    means = {"entropy": jnp.ones(2), "mine": jnp.full(2, jnp.inf)}
+    outputs = TrainStepMetrics(means=means, episodes=EpisodeStats(count=count, total_return=2 * count, total_length=count))
     sums = add_metrics(add_metrics({}, 1, outputs), 4, outputs)
-    assert {k: sums[k].tolist() for k in ("num_episodes", "episode_return", "entropy")} == {
-        "num_episodes": [0, 6],
-        "episode_return": [0, 6],
-        "entropy": [5, 5],
-    }
-    jsonl, table = JSONLLogger(tmp_path / "m.jsonl"), CSVLogger(tmp_path / "m.csv")
-    for logger in (jsonl, table):
-        logger.start({}, None)
-        logger.log(24, {k: plain(x) for k, x in summarize_training(mean_metrics(sums)).items()})
-    (row,) = rows(jsonl.path)
-    assert row["train/episode_return"] == row["train/episode_length"] == [None, 1] and row["train/num_episodes"] == [0, 6]
+    logger = JSONLLogger(tmp_path / "m.jsonl")
+    logger.start({}, None)
+    logger.log(24, {k: plain(x) for k, x in summarize_training(mean_metrics(sums)).items()})
+    logger.close()
+    (row,) = rows(logger.path)
+    assert row["train/episode_return"] == [None, 2] and row["train/episode_length"] == [None, 1]
+    assert row["train/num_episodes"] == [0, 6]
     assert row["train/entropy"] == [1, 1] and row["train/mine"] == [None, None]
-    with open(table.path) as file:
-        (row,) = csv.DictReader(file)
-    assert (row["train/episode_return/seed_0"], row["train/episode_return/seed_1"], row["train/mine/seed_0"]) == ("", "1.0", "")
+    (row,) = table(tmp_path / "m.csv")
+    assert (row["train/episode_return/seed_0"], row["train/episode_return/seed_1"], row["train/mine/seed_0"]) == ("", "2.0", "")
 
 
 @pytest.mark.parametrize("keys", ["one", "three"])
 def test_jsonl_and_csv_say_the_same(algo, keys, request, tmp_path):
-    Trainer(loggers=[JSONLLogger(tmp_path / "a/m.jsonl"), CSVLogger(tmp_path / "a/m.csv")]).fit(
-        algo, request.getfixturevalue(keys)
-    )
-    lines = rows(tmp_path / "a/m.jsonl")
-    with open(tmp_path / "a/m.csv") as file:
-        table = list(csv.DictReader(file))
-    assert len(lines) == len(table) == 5
-    assert list(table[0])[0] == "env_steps"
-    for line, row in zip(lines, table, strict=True):
+    Trainer(loggers=[JSONLLogger(tmp_path / "a/m.jsonl")]).fit(algo, request.getfixturevalue(keys))
+    lines, cells = rows(tmp_path / "a/m.jsonl"), table(tmp_path / "a/m.csv")
+    assert len(lines) == len(cells) == 5
+    assert list(cells[0])[0] == "env_steps"
+    for line, row in zip(lines, cells, strict=True):
         flat = {}
         for name, x in line.items():
             flat |= {f"{name}/seed_{i}": y for i, y in enumerate(x)} if isinstance(x, list) else {name: x}
@@ -116,11 +113,49 @@ def test_hyperparameters_are_a_readable_tree(algo):
 
 
 def test_a_file_is_never_overwritten(algo, one, tmp_path):
-    for logger in (JSONLLogger(tmp_path / "m.jsonl"), CSVLogger(tmp_path / "m.csv")):
-        logger.path.write_text("precious\n")
-        with pytest.raises(FileExistsError, match="pass another path"):
-            Trainer(loggers=[logger]).fit(algo, one)
-        assert logger.path.read_text() == "precious\n"
+    logger = JSONLLogger(tmp_path / "m.jsonl")
+    logger.path.write_text("precious\n")
+    with pytest.raises(FileExistsError, match="pass another path"):
+        Trainer(loggers=[logger]).fit(algo, one)
+    assert logger.path.read_text() == "precious\n" and list(tmp_path.iterdir()) == [logger.path]
+
+
+def test_the_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    logger = JSONLLogger(tmp_path / "m.jsonl")
+    logger.start({}, None)
+    logger.log(1, {"a": 1.0})
+    assert not (tmp_path / "m.csv").exists()
+    logger.close()
+    assert (tmp_path / "m.csv").read_text() == "env_steps,a\n1,1.0\n"
+    logger = JSONLLogger(tmp_path / "m.jsonl")  # goes on: a row that is logged again, and a new column
+    logger.path.write_text(logger.path.read_text() + '{"env_steps": 2, "a": 2.0}\n{"env_steps": 3, "a"')
+    logger.start({}, 1)
+    logger.log(2, {"b": [3.0, float("nan")], "a": True})
+    with monkeypatch.context() as m:
+        m.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            logger.close()
+    assert (tmp_path / "m.csv").read_text() == "env_steps,a\n1,1.0\n"
+    logger.close()
+    assert (tmp_path / "m.csv").read_text() == "env_steps,a,b/seed_0,b/seed_1\n1,1.0,,\n2,True,3.0,\n"
+
+
+def test_a_run_without_rows_has_a_table_without_rows(tmp_path):
+    logger = JSONLLogger(tmp_path / "m.jsonl")
+    logger.start({}, None)
+    logger.close()
+    assert table(tmp_path / "m.csv") == []
+
+
+def test_what_a_logger_does_to_its_values_is_no_matter_to_the_next(algo, one):
+    class Greedy(Memory):
+        def log(self, env_steps, values):
+            super().log(env_steps, values)
+            values.clear()
+
+    first, second = Greedy(), Memory()
+    Trainer(loggers=[first, second]).fit(algo, one)
+    assert repr(first.rows) == repr(second.rows) and len(second.rows[1][1]) > 5
 
 
 def test_a_logger_that_fails_is_mentioned_once_and_the_others_go_on(algo, one):
@@ -193,12 +228,11 @@ def test_callbacks_can_log(algo, three):
     assert logger.rows[5:] == [(24 * 7, {"mine/end": True})]
 
 
-@pytest.mark.parametrize("logger", [JSONLLogger, CSVLogger])
-def test_a_full_disk_leaves_no_half_rows(logger, tmp_path):
-    """The files may grow no further than a few bytes into the next row."""
+def test_a_full_disk_leaves_no_half_rows(tmp_path):
+    """The file may grow no further than a few bytes into the next row."""
     resource = pytest.importorskip("resource")
     path, limits = tmp_path / "metrics", resource.getrlimit(resource.RLIMIT_FSIZE)
-    writer = logger(path)
+    writer = JSONLLogger(path)
     writer.start({}, None)
     for step in (0, 1):
         writer.log(step, {"a": 1.5, "b": 2.5})

@@ -1,5 +1,6 @@
 """Runs that are cut off, and go on."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -12,17 +13,18 @@ import time
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import same, tiny
+from helpers import same, tiny, with_limit
 from rich.console import Console
 
+from eqxrl.envs import TimeLimit, TimeLimitIsTerminal
 from eqxrl.training import (
     Callback,
     CheckpointMismatch,
     CheckpointNotWritten,
     Checkpoints,
-    CSVLogger,
     EarlyStopping,
     HParamLog,
     Interrupted,
@@ -98,8 +100,7 @@ def keys(request):
 def undisturbed(algo, keys, tmp_path_factory):
     """A run that nothing befell: what `fit` returned, what it logged, what the callback knows."""
     folder, tally = tmp_path_factory.mktemp("undisturbed"), Tally()
-    loggers = [JSONLLogger(folder / "m.jsonl"), CSVLogger(folder / "m.csv")]
-    result = Trainer([tally], loggers).fit(algo, keys)
+    result = Trainer([tally], [JSONLLogger(folder / "m.jsonl")]).fit(algo, keys)
     return result, folder, tally.state
 
 
@@ -122,8 +123,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(algo, keys, undist
     result, folder, tallied = undisturbed
 
     def trainer(*callbacks):
-        loggers = [JSONLLogger(tmp_path / "m.jsonl"), CSVLogger(tmp_path / "m.csv")]
-        return Trainer([Tally(), *callbacks], loggers, tmp_path / "checkpoints")
+        return Trainer([Tally(), *callbacks], [JSONLLogger(tmp_path / "m.jsonl")], tmp_path / "checkpoints")
 
     with pytest.raises(error):
         trainer(CutOff(iteration, what, hook)).fit(algo, keys)
@@ -209,26 +209,24 @@ def test_outside_of_the_main_thread_signals_are_left_alone(algo, one):
     same(result[1], Trainer().fit(algo, one))
 
 
-STUCK = """
-import ctypes
+BUSY = """
 from eqxrl.training._interrupts import Interrupts
-libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with Interrupts():
-    libc.pthread_mutex_lock(mutex)
     print("ready", flush=True)
-    libc.pthread_mutex_lock(mutex)  # for good, and in C, where no Python handler runs: as in a compiled program
+    while True:  # as a run whose every program takes long
+        sum(range(100_000))
 """
 
 
 @pytest.mark.parametrize("first, second", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
 def test_a_second_signal_leaves_at_once(first, second):
-    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(first)
         assert process.stderr.readline() == "\n" and "press Ctrl-C again" in process.stderr.readline()
         assert process.poll() is None
         process.send_signal(second)
-        assert process.wait(timeout=10) == 128 + second
+        assert process.wait(timeout=10) == -second
 
 
 def test_in_an_interactive_session_a_second_signal_is_an_exception(monkeypatch):
@@ -361,12 +359,109 @@ def test_a_finished_run_is_returned_as_it_is(algo, keys, undisturbed, tmp_path):
     same(load_checkpoint(tmp_path, algo), (state, metrics))
 
 
-def test_a_run_that_was_stopped_early_stays_stopped(algo, one, tmp_path):
+@pytest.mark.parametrize("iteration, hook", [(3, "on_train_batch_end"), (4, "on_validation_epoch_start")])
+def test_any_algorithm_goes_on(tenant, one, tmp_path, iteration, hook):
+    """With a replay buffer in its state, or one of a user's own."""
+    wanted = Trainer().fit(tenant, one)
+    with pytest.raises(Interrupted):
+        Trainer([CutOff(iteration, interrupt, hook)], folder=tmp_path).fit(tenant, one)
+    same(Trainer(folder=tmp_path).fit(tenant, resume=True), wanted)
+
+
+def test_a_run_that_was_stopped_early_stays_stopped_and_says_so(algo, one, tmp_path):
     wanted = Trainer([EarlyStopping(threshold=-1.0)], folder=tmp_path).fit(algo, one)
     assert wanted[1].cumulative_reward.shape == (1, 2)
     trainer = Trainer([EarlyStopping(threshold=-1.0)], folder=tmp_path)
-    same(trainer.fit(algo, resume=True), wanted)
+    how = r"was stopped \(a mean return of -1.0 was reached\) after iteration 0 of 7, .* total_timesteps is above 168"
+    with pytest.warns(UserWarning, match=how):
+        same(trainer.fit(algo, resume=True), wanted)
     assert trainer.iteration == 0 and "was reached" in trainer.stop_reason
+
+
+# Extensions: the same algorithm with a larger total_timesteps.
+
+
+def longer(algo, iterations=11):
+    return dataclasses.replace(algo, hp=dataclasses.replace(algo.hp, total_timesteps=24 * iterations))
+
+
+def test_a_finished_run_is_extended(algo, keys, tmp_path):
+    """The evaluation that ended it stays; those of the longer run come after it; and the state is that of the longer run."""
+    _, short = Trainer([], [JSONLLogger(tmp_path / "m.jsonl")], folder=tmp_path / "run").fit(algo, keys)
+    state, long = Trainer().fit(longer(algo), keys)
+    heard = []
+    look = type("Look", (Callback,), {"on_train_epoch_start": lambda self, t, *_: heard.append((t.iteration, t.epoch, t.num_epochs))})
+    trainer = Trainer([look()], [JSONLLogger(tmp_path / "m.jsonl")], folder=tmp_path / "run")
+    extended = trainer.fit(longer(algo), resume=True)
+    same(extended[0], state)
+    assert (trainer.iteration, trainer.num_iterations, trainer.epoch, trainer.num_epochs) == (11, 11, 7, 7)
+    assert heard == [(7, 4, 7), (8, 5, 7), (10, 6, 7)]
+    same(extended[1].cumulative_reward[..., :5, :], short.cumulative_reward)  # after 0, 2, 4, 6 and 7 iterations
+    same(extended[1].cumulative_reward[..., 5:, :], long.cumulative_reward[..., 4:, :])  # after 8, 10 and 11
+    steps = [json.loads(line)["env_steps"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert steps == [24 * i for i in (0, 2, 4, 6, 7, 8, 10, 11)]
+    same(load_checkpoint(tmp_path / "run", longer(algo)), extended)
+    same(Trainer(folder=tmp_path / "run").fit(longer(algo), resume=True), extended)
+    with pytest.raises(CheckpointMismatch, match="hp/total_timesteps: the run has 264, the algorithm 168"):
+        Trainer(folder=tmp_path / "run").fit(algo, resume=True)
+
+
+@pytest.mark.parametrize("what, error", [(kill, Killed), (interrupt, Interrupted)])
+def test_a_run_is_extended_before_it_has_finished_and_while_it_is(algo, one, tmp_path, what, error):
+    wanted = Trainer().fit(longer(algo), one)
+    with pytest.raises(error):
+        Trainer([CutOff(4, what, "on_train_epoch_start")], folder=tmp_path).fit(algo, one)
+    with pytest.raises(error):
+        Trainer([CutOff(8, what, "on_train_epoch_start")], folder=tmp_path).fit(longer(algo), resume=True)
+    same(Trainer(folder=tmp_path).fit(longer(algo), resume=True), wanted)
+
+
+def test_only_an_extension_is_one(algo, one, tmp_path):
+    Trainer(folder=tmp_path).fit(algo, one)
+    other = eqx.tree_at(lambda a: a.hp.gamma, longer(algo), jnp.float32(0.5))
+    with pytest.raises(CheckpointMismatch, match=r"hp/gamma: .*\n.*hp/total_timesteps: .*\n.*only total_timesteps may be larger"):
+        Trainer(folder=tmp_path).fit(other, resume=True)
+
+
+def test_an_extension_whose_newest_checkpoint_is_damaged(algo, one, tmp_path):
+    """Checkpoints of different numbers of evaluations and of different lengths lie beside each other."""
+    wanted = Trainer().fit(longer(algo), one)
+    Trainer(folder=tmp_path).fit(algo, one)
+    with pytest.raises(Interrupted):
+        Trainer([CutOff(8, interrupt, "on_train_epoch_start")], folder=tmp_path).fit(longer(algo), resume=True)
+    path = tmp_path / "checkpoint-000000008.eqx"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="Fell back to checkpoint-000000007.eqx"), pytest.raises(ZeroDivisionError):
+        Trainer([CutOff(7, fail, "on_train_epoch_start")], folder=tmp_path).fit(longer(algo), resume=True)
+    same(Trainer(folder=tmp_path).fit(longer(algo), resume=True)[0], wanted[0])
+
+
+def test_a_checkpoint_before_the_damaged_one(algo, one, tmp_path):
+    """What is written next is older than what was damaged, and takes its place."""
+    wanted = Trainer().fit(algo, one)
+    with pytest.raises(Interrupted):
+        Trainer([CutOff(4, interrupt, "on_train_epoch_start")], folder=tmp_path).fit(algo, one)
+    path = tmp_path / "checkpoint-000000004.eqx"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match="Fell back to checkpoint-000000002.eqx"), pytest.raises(Interrupted):
+        Trainer([CutOff(3, interrupt)], folder=tmp_path).fit(algo, resume=True)
+    same(Trainer(folder=tmp_path).fit(algo, resume=True), wanted)
+
+
+def test_a_stopped_run_goes_on_when_it_is_extended(algo, one, three, tmp_path):
+    stop = lambda: type("Stop", (Callback,), {"on_validation_epoch_end": lambda self, t, *_: self.stop(t)})()  # noqa: E731
+    for keys, folder in ((one, tmp_path / "one"), (three, tmp_path / "three")):
+        first = stop()
+        members = None if keys.ndim == 0 else np.ones(3, bool)
+        first.stop = lambda t: t.iteration == 4 and t.request_stop("enough", members=members)  # noqa: B023
+        trainer = Trainer([first], folder=folder)
+        trainer.fit(algo, keys)
+        assert (trainer.iteration, trainer.stop_reason) == (4, "enough")
+        trainer = Trainer(folder=folder)
+        same(trainer.fit(longer(algo), resume=True), Trainer().fit(longer(algo), keys))
+        assert trainer.stop_reason is None and (keys.ndim == 0 or not trainer.stopped.any())
 
 
 def test_frozen_seeds_stay_frozen(algo, three, tmp_path):
@@ -420,12 +515,27 @@ def test_a_damaged_checkpoint_is_passed_over(algo, one, tmp_path):
         same(Trainer(folder=tmp_path).fit(algo, resume=True), wanted)
 
 
+class Windy:
+    """A plain Python class."""
+
+    def __init__(self, env, wind):
+        self.env, self.wind, self.name = env, wind, "Windy"
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["env"], name)
+
+
 def test_another_algorithm(algo, one, tmp_path):
     Trainer(folder=tmp_path).fit(algo, one)
+    with_env = lambda env: dataclasses.replace(algo, env=env)  # noqa: E731
     others = [
         (tiny(num_envs=5, normalize_observations=True), r"hp.num_envs: the run has 3, the algorithm 5"),
         (tiny("Pendulum-v1"), r"env: the run has CartPole-v1, the algorithm Pendulum-v1"),
         (eqx.tree_at(lambda a: a.hp.gamma, algo, np.float32(0.5)), r"hp.gamma: the run has 0.99, the algorithm 0.5"),
+        (with_env(TimeLimitIsTerminal(algo.env)), r"environment/type: the run has Gymnax, the algorithm TimeLimitIsTerminal"),
+        (with_env(TimeLimit(algo.env, 5)), r"environment/max_steps: the run has None, the algorithm 5"),
+        (with_env(Windy(algo.env, 0.5)), r"environment/wind: the run has None, the algorithm 0.5"),
+        (with_limit(algo, 8), r"env_params/max_steps_in_episode: the run has 7, the algorithm 8"),
     ]
     for other, difference in others:
         for read in (lambda: Trainer(folder=tmp_path).fit(other, resume=True), lambda: load_checkpoint(tmp_path, other)):  # noqa: B023

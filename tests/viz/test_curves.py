@@ -1,7 +1,7 @@
 """Learning curves: the statistics are scipy's, the picture is whole and of the size asked for."""
 
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 from matplotlib.figure import Figure

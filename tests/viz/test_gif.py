@@ -17,7 +17,8 @@ from gymnax.wrappers.purerl import LogWrapper
 from PIL import Image, ImageSequence
 
 import eqxrl.viz._gif as gif
-from eqxrl.envs import TimeLimit
+from eqxrl.envs import TimeLimit, TimeLimitIsTerminal
+from eqxrl.spaces import Box, Discrete
 from eqxrl.viz import render_episode
 from eqxrl.viz._draw import BLUE, GREEN, GREY, ORANGE, RENDERERS
 
@@ -175,11 +176,85 @@ def test_truncation_ends_it_too(tmp_path, key):
 
 
 def test_a_state_after_the_reset_is_never_shown(tmp_path, key):
-    env = LogWrapper(Upright())  # only has the whole step
+    env = LogWrapper(Upright())  # only has the whole step, after which the last state is lost
     frames = frames_of(render_episode(env, env.default_params, right, tmp_path / "x.gif", key))
     pictures = frames[:, TITLE_HEIGHT:]
     np.testing.assert_array_equal(pictures[-1], pictures[-2])
     assert (pictures[-1] != pictures[0]).any()
+
+
+class Lamps(eqx.Module):
+    """Four lamps, of which step by step one more is lit, with a picture of its own."""
+
+    max_steps: int = eqx.field(static=True, default=4)
+
+    def reset(self, key, params):
+        return jnp.zeros((1,)), {"lit": jnp.array(0), "key": key}
+
+    def step(self, key, state, action, params):
+        lit = state["lit"] + 1
+        return jnp.zeros((1,)), {"lit": lit, "key": key}, 0.5, jnp.array(False), lit >= self.max_steps, {}
+
+    def observation_space(self, params):
+        return Box(-1, 1, (1,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def picture(self, state, params):
+        assert params is None and int(state["lit"]) >= 0  # its values are there to be looked at
+        lit = (jnp.arange(4) < state["lit"])[None, :, None]
+        return jnp.where(lit, jnp.array(GREEN), jnp.array(GREY)).astype(jnp.uint8)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda env: env, lambda env: TimeLimit(env, 9), lambda env: TimeLimitIsTerminal(TimeLimit(TimeLimit(env, 9), 8))],
+    ids=["bare", "time limit", "three wrappers"],
+)
+def test_a_picture_of_the_environments_own(wrap, tmp_path, key, titles):
+    frames = frames_of(render_episode(wrap(Lamps()), None, right, tmp_path / "x.gif", key))
+    assert frames.shape[1:] == (120 + TITLE_HEIGHT, 480, 3)  # scaled up
+    lit = [is_colour(cells_of(frame, 1, 4), GREEN)[0].tolist() for frame in frames]
+    assert lit == [[lamp < t for lamp in range(4)] for t in range(5)]
+    assert titles[-1] == ("Lamps", "step 4   return 2.00")
+
+
+class Large(Lamps):
+    def picture(self, state, params):
+        return np.full((300, 500, 3), 40 * state["lit"], np.uint8)
+
+
+def test_a_large_picture_is_shown_as_it_is(tmp_path, key):
+    frames = frames_of(render_episode(Large(), None, right, tmp_path / "x.gif", key))
+    assert frames.shape == (5, 300 + TITLE_HEIGHT, 500, 3)
+    np.testing.assert_allclose(frames[:, -1, -1, 0], 40 * np.arange(5), atol=15)
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)], ids=str)
+def test_a_picture_that_is_none(picture, tmp_path, key):
+    env = type("Broken", (Lamps,), {"picture": lambda self, state, params: picture})()
+    with pytest.raises(ValueError, match=r"Broken.picture must return uint8 \[height width 3\], but returned (float64|uint8)\[4, 4"):
+        render_episode(env, None, right, tmp_path / "x.gif", key)
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_episodes_are_thinned(tmp_path, key, titles):
+    path = render_episode(Lamps(1000), None, right, tmp_path / "x.gif", key, max_frames=5)
+    assert len(frames_of(path)) == 5
+    assert [right for _, right in titles] == [f"step {t}   return {t / 2:.2f}" for t in (0, 250, 500, 750, 1000)]
+    titles.clear()
+    render_episode(Lamps(1000), None, right, tmp_path / "x.gif", key)
+    steps = [int(right.split()[1]) for _, right in titles]
+    assert len(steps) == 500 and steps[0] == 0 and steps[-1] == 1000 and set(np.diff(steps)) == {2, 3}
+    titles.clear()
+    render_episode(Lamps(4), None, right, tmp_path / "x.gif", key, max_frames=5)
+    assert len(titles) == 5
+
+
+def test_an_environment_without_a_name_or_parameters(tmp_path, key, titles):
+    render_episode(Lamps(), None, right, tmp_path / "x.gif", key, max_steps=1)
+    assert titles[0][0] == "Lamps"
 
 
 def test_other_weights_compile_nothing_new(tmp_path, key):
@@ -207,8 +282,14 @@ def never(obs, rng):
 
 def test_an_environment_that_cannot_be_drawn(tmp_path, key):
     env, params = gymnax.make("Reacher-misc")
-    with pytest.raises(ValueError, match=r"no picture of Reacher-misc can be drawn; these can: Acrobot-v1, .*FourRooms-misc"):
+    with pytest.raises(
+        ValueError,
+        match=r"no picture of Reacher-misc can be drawn; give its class a method picture\(state, params\) that returns uint8 "
+        r"pixels \[height width 3\]. Without one these can be drawn: Acrobot-v1, .*FourRooms-misc",
+    ):
         render_episode(env, params, never, tmp_path / "x.gif", key)
+    with pytest.raises(ValueError, match="no picture of Blind can be drawn; give its class a method picture"):
+        render_episode(type("Blind", (Lamps,), {"picture": property()})(), None, never, tmp_path / "x.gif", key)
 
 
 def test_pygame_missing(tmp_path, key, monkeypatch):
@@ -225,6 +306,7 @@ def test_bad_arguments(tmp_path, key):
     for path, kwargs, message in (
         ("x.mp4", {}, r"writes a \.gif file, got the path '.*x\.mp4'"),
         ("x.gif", {"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ("x.gif", {"max_frames": 1}, "max_frames must be at least 2 .*, got 1"),
         ("x.gif", {"fps": 60}, "at most 50"),
         ("x.gif", {"fps": 0.0}, "above 0"),
     ):

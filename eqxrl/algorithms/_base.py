@@ -1,0 +1,284 @@
+import abc
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from eqxrl._structs import EvalMetrics, TrainStepMetrics
+from eqxrl._typing import Action, KeyLike, Observation, T, as_key, describe, validate
+from eqxrl.algorithms._bitwise import all_outputs, traced_bounds
+from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.algorithms._parts import Part, check_names, check_read, check_sizes, name_of, part, watched
+from eqxrl.envs import as_environment, check_spaces, env_name, make
+from eqxrl.evaluators import AbstractEvaluator, EpisodeEvaluator
+from eqxrl.nn import AbstractPolicy
+from eqxrl.spaces import to_env_action
+
+TState = TypeVar("TState", bound=eqx.Module)
+TBatch = TypeVar("TBatch", bound=eqx.Module)
+TAlgorithm = TypeVar("TAlgorithm", bound="AbstractAlgorithm")
+
+_EVALUATION = 0x6576616C  # "eval": what an evaluation's key is derived from the state's with
+
+
+class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
+    """An algorithm: what it is to act (`get_batch`), to learn from it (`training_step`), and which policy that makes (`policy`). Everything
+    else (iterations, whole runs, evaluation, the trainer, checkpoints, the command, `verify`) is written once against these.
+
+    A training state has `rng`, `num_iterations` and `num_updates` (gradient updates), and whatever else the algorithm needs.
+
+    A new algorithm is a final class with its hyperparameters' class as `HParams` and its parts declared with `part`: see `A2C` for an
+    on-policy one, `DQN` for an off-policy one.
+    """
+
+    env: Any
+    env_params: Any
+    hp: Any
+    """Of the class `HParams`."""
+    parts: dict[str, Any]
+    """What was passed to `create`, by name."""
+
+    HParams: ClassVar[Any] = AbstractHParams
+    iteration_size: eqx.AbstractVar[int]
+    """Env steps of one iteration, over all environments."""
+
+    @abc.abstractmethod
+    def init_train_state(self, rng: KeyLike) -> TState:
+        """The state before training; `rng` is a key or a seed."""
+
+    @abc.abstractmethod
+    def get_batch(self, ts: TState, batch_idx: int | Int[Array, ""]) -> tuple[TState, TBatch]:
+        """Acts in the environments."""
+
+    @abc.abstractmethod
+    def training_step(self, batch_idx: int | Int[Array, ""], ts: TState, batch: TBatch) -> tuple[TState, TrainStepMetrics]:
+        """Learns from what `get_batch` has collected."""
+
+    @abc.abstractmethod
+    def policy(self, ts: TState) -> AbstractPolicy:
+        """What acts: in evaluations, as the actor that is deployed, and in pictures."""
+
+    # Everything below is final. The hyperparameters have a size `num_seeds_per_eval`.
+
+    @part(AbstractEvaluator)
+    def evaluator(self):
+        return EpisodeEvaluator(num_episodes=self.hp.num_seeds_per_eval)
+
+    @classmethod
+    def create(
+        cls: type[TAlgorithm],
+        env_id: str | None = None,
+        env: Any = None,
+        env_params: Any = None,
+        hp: Any = None,
+        **parts: Any,
+    ) -> TAlgorithm:
+        """**Arguments:**
+
+        - `env_id`: an environment's name for `eqxrl.make`; or
+        - `env`, `env_params`: an environment (see `eqxrl.envs.Environment`), and its parameters if not its `default_params`.
+        - `hp`: hyperparameters, of the class `HParams`; the defaults if none are given.
+        - any of the class's parts, by name (`part_names()`): an instance, or a function of the hyperparameters. A network
+          may be an instance, which every run then starts from, or what makes one, `(observation_space, action_space, *, key)`.
+
+        **Raises:** `ValueError` or `TypeError`, before anything is compiled, where something doesn't fit: one iteration and one
+        evaluation are traced. Also for a hyperparameter that was set and that no part reads.
+        """
+        if (env_id is None) == (env is None):
+            raise ValueError(f"pass either env_id, as in {cls.__name__}.create('CartPole-v1'), or env, as in create(env=env)")
+        check_names(cls, cls.part_names(), parts)
+        if hp is not None and not isinstance(hp, cls.HParams):
+            raise TypeError(f"hp must be {cls.HParams.__name__}, got {name_of(hp)}")
+        if env_id is not None:
+            env, default_params = make(env_id)
+        else:
+            default_params = getattr(env, "default_params", None)
+        env_params = default_params if env_params is None else env_params
+        env = as_environment(env, env_params)
+        check_spaces(env, env_params)
+        given = {name: x for name, x in parts.items() if x is not None}
+        algo = cls(env=env, env_params=env_params, hp=cls.HParams() if hp is None else hp, parts=given)  # pyright: ignore[reportCallIssue]
+        check_sizes(algo)
+        check_read(algo, *_trace(algo))
+        return algo
+
+    @classmethod
+    def part_names(cls) -> tuple[str, ...]:
+        """The names of the parts that `create` takes."""
+        found = {name: None for base in reversed(cls.__mro__) for name, x in vars(base).items() if isinstance(x, Part)}
+        return tuple(found)
+
+    def iteration(self, ts: TState, batch_idx: int | Int[Array, ""]) -> tuple[TState, TrainStepMetrics]:
+        """Acts, then learns."""
+        ts, batch = self.get_batch(ts, batch_idx)
+        return self.training_step(batch_idx, ts, batch)
+
+    def iterations(self, ts: TState, num_iterations: int | Int[Array, ""]) -> tuple[TState, TrainStepMetrics]:
+        """Several iterations; the metrics' means are averaged over them, and their episodes summed."""
+        arrays, static = eqx.partition(ts, eqx.is_array)
+
+        def one(i, carried):
+            arrays, total = carried
+            ts, batch = self.get_batch(eqx.combine(arrays, static), i)
+            ts, metrics = self.training_step(i, ts, batch)
+            return eqx.filter(ts, eqx.is_array), jax.tree.map(jnp.add, total, metrics)
+
+        _, metrics = eqx.filter_eval_shape(self.iteration, ts, jnp.int32(0))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        arrays, total = jax.lax.fori_loop(*traced_bounds(num_iterations), one, (arrays, zeros))
+        means = jax.tree.map(lambda x: x / jnp.maximum(jnp.asarray(num_iterations, jnp.int32), 1), total.means)
+        return eqx.combine(arrays, static), TrainStepMetrics(means=means, episodes=total.episodes)
+
+    def train(
+        self, rng: KeyLike | None = None, train_state: TState | None = None, skip_initial_evaluation: bool = False
+    ) -> tuple[TState, EvalMetrics]:
+        """Trains for `hp.total_timesteps`, in one compiled program; works under `jit` and `vmap`.
+
+        **Arguments:**
+
+        - `rng`: a key, or a seed, for the networks and the environments.
+        - `train_state`: go on from this state, for `total_timesteps` more, instead of a new one; its own key counts, and `rng`
+          isn't looked at.
+        - `skip_initial_evaluation`: don't evaluate before the first iteration.
+
+        **Returns:** the final state, and an evaluation about every `hp.eval_freq` env steps, `[evals episodes]`; the last one is of
+        the final state. It runs the smallest number of whole iterations that reaches `total_timesteps`; `env_steps` of the
+        final state tells how many steps that were.
+        """
+        if rng is None and train_state is None:
+            raise ValueError("pass rng, to start anew, or train_state, to go on from it")
+        key = None if rng is None or train_state is not None else as_key(rng)
+        ts, evaluations, _ = _train(self, key, train_state, skip_initial_evaluation)
+        return ts, evaluations
+
+    def eval_callback(self, ts: TState, rng: KeyLike | None = None) -> EvalMetrics:
+        """Evaluates the policy, `[episodes]`. Without `rng` a key derived from the state is used, another one at each
+        iteration; the state itself never changes."""
+        key = _evaluation_key(ts) if rng is None else as_key(rng)
+        metrics = self.evaluator(self.env, self.env_params, self.policy(ts), key)
+        return validate(self.evaluator, metrics, batch="", kind=EvalMetrics)
+
+    @property
+    def chunks(self) -> np.ndarray:
+        """How many iterations there are before each evaluation of a run."""
+        num_iterations = math.ceil(self.hp.total_timesteps / self.iteration_size)
+        each = min(max(1, round(self.hp.eval_freq / self.iteration_size)), num_iterations)
+        full, rest = divmod(num_iterations, each)
+        return np.array([each] * full + [rest] * (rest > 0), np.int32)
+
+    def env_steps(self, ts: TState) -> int:
+        """How many env steps, over all environments, the state has behind it; of one member, if it is a vmapped one."""
+        return int(np.max(jax.device_get(ts.num_iterations))) * self.iteration_size  # pyright: ignore[reportAttributeAccessIssue]
+
+    def make_actor(self, ts: TState, deterministic: bool = False) -> Callable[[Observation, KeyLike], Action]:
+        """The trained policy as a function `act(obs, rng)` of one observation, in the environment's units, that returns an
+        action fit for the environment; a pytree, so that jitted functions take it as an argument. It has no memory, so a
+        recurrent policy is refused.
+
+        **Arguments:** `deterministic`: the action that the policy holds best, instead of drawing one.
+        """
+        policy = self.policy(ts)
+        if jax.tree.leaves(policy.initial_carry()):
+            raise TypeError("make_actor is for policies without a hidden state; step algo.policy(ts) with its carry")
+        return eqx.Partial(_act, policy, self.env, self.env_params, deterministic)
+
+    def visualize(self, ts: TState, gif_path: str | Path, eval_rng: KeyLike | None = None) -> Path:
+        """Writes a GIF of one episode, which ends where the episode ends; the policy takes the actions that it holds best."""
+        from eqxrl.viz import render_episode
+
+        key = _evaluation_key(ts) if eval_rng is None else as_key(eval_rng)
+        return render_episode(self.env, self.env_params, self.make_actor(ts, deterministic=True), gif_path, key)
+
+    def __repr__(self) -> str:
+        parts = "".join(f", {name}={describe(x) if eqx.is_array(x) else name_of(x)}" for name, x in self.parts.items())
+        return f"{type(self).__name__}(env={env_name(self.env)}, hp={self.hp!r}{parts})"
+
+
+def _evaluation_key(ts: Any) -> Key[Array, ""]:
+    return jax.random.fold_in(ts.rng, _EVALUATION)
+
+
+def _act(policy: AbstractPolicy, env: Any, env_params: Any, deterministic: bool, obs: Observation, rng: KeyLike) -> Action:
+    one = jax.tree.map(lambda x: jnp.asarray(x)[None], obs)
+    action, _, _ = policy(one, policy.initial_carry(), None if deterministic else as_key(rng))
+    return to_env_action(env.action_space(env_params), jax.tree.map(lambda x: x[0], action))
+
+
+def assert_finite(x: T, **named: Any) -> T:
+    """For `hp.debug`: stops the run, inside the compiled program, at the first NaN or infinity, and names where it is."""
+    for name, tree in named.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_inexact_array)):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            x = eqx.error_if(x, ~jnp.all(jnp.isfinite(leaf)), f"not finite: {where}")
+    return x
+
+
+@eqx.filter_jit
+def _train(
+    algo: AbstractAlgorithm, rng: Key[Array, ""] | None, ts: Any, skip_initial_evaluation: bool
+) -> tuple[Any, EvalMetrics, TrainStepMetrics]:
+    ts = algo.init_train_state(rng) if ts is None else ts  # pyright: ignore[reportArgumentType]
+    arrays, static = eqx.partition(ts, eqx.is_array)
+
+    def chunk(arrays, num_iterations):
+        ts, metrics = algo.iterations(eqx.combine(arrays, static), num_iterations)
+        return eqx.filter(ts, eqx.is_array), (algo.eval_callback(ts), metrics)
+
+    arrays, (evaluations, metrics) = jax.lax.scan(chunk, arrays, jnp.asarray(algo.chunks))
+    if not skip_initial_evaluation:
+        first = algo.eval_callback(ts)
+        evaluations = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, evaluations)
+    return all_outputs(eqx.combine(arrays, static), evaluations, metrics)
+
+
+_MOST_TRACED = 256
+_TRACED: dict[Any, tuple[set[str], set[str]]] = {}
+"""What was read of algorithms that were traced before: those that are equal but for the values of their arrays are traced once."""
+
+
+def _trace(algo: AbstractAlgorithm) -> tuple[set[str], set[str]]:
+    """Traces one iteration and one evaluation, without running anything. **Returns:** which hyperparameters and parts were read."""
+    arrays, static = eqx.partition(algo, eqx.is_array)
+    leaves, treedef = jax.tree.flatten(static)
+    key = (treedef, *leaves, *((x.shape, x.dtype) for x in jax.tree.leaves(arrays)))
+    try:
+        if key in _TRACED:
+            return _TRACED[key]
+    except TypeError:  # something in it can't be hashed
+        key = None
+    read: list[set[str]] = []
+
+    def program(arrays: Any, rng: Key[Array, ""]) -> Any:
+        algo, *reads = watched(eqx.combine(arrays, static))
+        read.extend(reads)
+        ts = algo.init_train_state(rng)
+        after, metrics = algo.iteration(ts, jnp.int32(0))
+        _check_state(algo, ts, after)
+        return algo.chunks.size, eqx.filter((after, metrics, algo.eval_callback(after)), eqx.is_array)
+
+    eqx.filter_eval_shape(program, arrays, jax.random.key(0))
+    if len(_TRACED) >= _MOST_TRACED:
+        _TRACED.clear()
+    if key is not None:
+        _TRACED[key] = (read[0], read[1])
+    return read[0], read[1]
+
+
+def _check_state(algo: AbstractAlgorithm, before: Any, after: Any) -> None:
+    """A state that changes its structure, a shape or a dtype can't be carried through a loop."""
+    old, new = (
+        {jax.tree_util.keystr(path): describe(x) for path, x in jax.tree.leaves_with_path(eqx.filter(ts, eqx.is_array))}
+        for ts in (before, after)
+    )
+    for path in old | new:
+        if old.get(path) != new.get(path):
+            raise TypeError(
+                f"one iteration of {type(algo).__name__} turns the training state's {path} from {old.get(path, 'nothing')} into "
+                f"{new.get(path, 'nothing')}; the part that made it must keep its shape and dtype"
+            )

@@ -1,0 +1,130 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from eqxrl._structs import Transition
+from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
+from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.algorithms._off_policy import AbstractOffPolicy
+from eqxrl.algorithms._parts import part
+from eqxrl.buffers import AbstractBuffer, UniformBuffer
+from eqxrl.collectors import AbstractCollector, TransitionCollector
+from eqxrl.nn import EpsilonGreedy, MLPQNetwork
+
+
+class DQNHParams(AbstractHParams):
+    """How a DQN is configured; see `PPOHParams`."""
+
+    num_envs: int = field(default=8)
+    """Environments that are stepped at once."""
+    num_steps: int = field(default=4)
+    """Steps of each environment in an iteration."""
+    updates_per_iteration: int = field(default=4)
+    """Gradient updates after these steps."""
+    buffer_size: int = field(default=50_000)
+    """Newest transitions that are kept."""
+    batch_size: int = field(default=64)
+    """Transitions in a gradient update."""
+    learning_starts: int = field(default=1_000, metadata={"at_least": 0})
+    """Env steps with random actions, before the first update."""
+    target_update_freq: int = field(default=500)
+    """Gradient updates between copies of the network to the target network."""
+    num_seeds_per_eval: int = field(default=128)
+    """Episodes of an evaluation."""
+    eval_freq: int = field(default=4096)
+    """Env steps between evaluations."""
+    total_timesteps: int = field(default=131072)
+    """Env steps of the run, over all environments."""
+    double: bool = field(default=True)
+    """Let the network choose the next action that the target network values (van Hasselt et al. 2016)."""
+    debug: bool = field(default=False)
+    """Stop at the first NaN or infinity in a loss, and name it; slower."""
+    learning_rate: Schedule = field(default=1e-3, converter=as_schedule, metadata=within(0.0))
+    """Adam's step size."""
+    gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))
+    """The discount of a reward one step later."""
+    max_grad_norm: Scalar = field(default=10.0, metadata=within(0.0))
+    """Global norm that gradients are clipped to."""
+    epsilon_start: Scalar = field(default=1.0, metadata=within(0.0, 1.0))
+    """Probability of a random action at the start."""
+    epsilon_end: Scalar = field(default=0.05, metadata=within(0.0, 1.0))
+    """The same after `exploration_fraction` of the run, linear in between."""
+    exploration_fraction: Scalar = field(default=0.2, metadata=within(0.0, 1.0, open_low=True))
+    """Part of the run in which exploration decreases."""
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient updates in a run of `total_timesteps`, at most."""
+        return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.updates_per_iteration
+
+
+@typed
+class DQNLearner(eqx.Module):
+    """The network, its older copy that targets are computed with, and the optimiser's state."""
+
+    q: PyTree
+    target: PyTree
+    opt_state: PyTree
+
+
+class DQN(AbstractOffPolicy):
+    """Deep Q-learning with a replay buffer and a target network. Mnih et al. 2015, https://doi.org/10.1038/nature14236; double Q-learning
+    after van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461."""
+
+    HParams = DQNHParams
+
+    @part(eqx.Module, made_later=True)
+    def q_network(self):
+        return MLPQNetwork
+
+    @part(AbstractCollector)
+    def collector(self):
+        return TransitionCollector(num_envs=self.hp.num_envs, num_steps=self.hp.num_steps)
+
+    @part(AbstractBuffer)
+    def buffer(self):
+        return UniformBuffer(capacity=self.hp.buffer_size, batch_size=self.hp.batch_size)
+
+    @part(optax.GradientTransformation)
+    def optimizer(self):
+        return optax.chain(optax.clip_by_global_norm(self.hp.max_grad_norm), optax.adam(self.hp.learning_rate))
+
+    def init_learner(self, key: Key[Array, ""]) -> DQNLearner:
+        spaces = self.env.observation_space(self.env_params), self.env.action_space(self.env_params)
+        q = self.q_network if isinstance(self.q_network, eqx.Module) else self.q_network(*spaces, key=key)
+        opt_state = strong(self.optimizer.init(eqx.filter(q, eqx.is_inexact_array)))
+        return DQNLearner(q=q, target=jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, q), opt_state=opt_state)
+
+    def behaviour(self, learner: DQNLearner, num_iterations: Int[Array, ""]) -> EpsilonGreedy:
+        hp, env_steps = self.hp, num_iterations.astype(jnp.float32) * self.iteration_size
+        progress = jnp.clip(env_steps / (hp.exploration_fraction * hp.total_timesteps), 0.0, 1.0)
+        epsilon = hp.epsilon_start + (hp.epsilon_end - hp.epsilon_start) * progress
+        return EpsilonGreedy(learner.q, jnp.where(env_steps < hp.learning_starts, 1.0, epsilon))
+
+    def update(
+        self, learner: DQNLearner, batch: Transition, num_updates: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[DQNLearner, dict[str, Scalar]]:
+        copy = num_updates % self.hp.target_update_freq == 0
+        target = jax.tree.map(lambda t, q: jnp.where(copy, q, t) if eqx.is_array(q) else t, learner.target, learner.q)
+        next_value = jax.vmap(target)(batch.next_obs)
+        choice = jax.vmap(learner.q)(batch.next_obs) if self.hp.double else next_value
+        following = jnp.where(batch.terminated, 0.0, pick(next_value, jnp.argmax(choice, axis=-1)))
+        targets = batch.reward + self.hp.gamma * following
+        params, static = eqx.partition(learner.q, eqx.is_inexact_array)
+
+        def loss(params):
+            value = pick(jax.vmap(eqx.combine(params, static))(batch.obs), batch.action)
+            return jnp.mean(optax.huber_loss(value, targets)), jnp.mean(value)
+
+        (value_loss, mean_value), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = self.optimizer.update(grads, learner.opt_state, params)
+        q = eqx.combine(optax.apply_updates(params, updates), static)
+        metrics = dict(value_loss=value_loss, value=mean_value, grad_norm=optax.tree.norm(grads))
+        return DQNLearner(q=q, target=target, opt_state=opt_state), metrics
+
+
+def pick(values: Float[Array, "batch act"], action: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """The value of each action that was taken."""
+    return jnp.sum(jnp.where(jax.nn.one_hot(action, values.shape[-1], dtype=bool), values, 0.0), axis=-1)

@@ -1,0 +1,39 @@
+import dataclasses
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from eqxrl._typing import check_numbers
+
+
+class AbstractHParams(eqx.Module):
+    """How an algorithm is configured. Integers and flags are static: they set shapes, or pick a branch. Floats are leaves, which
+    `vmap` sweeps without a recompile; those of type `Schedule` may also be a function of the number of gradient updates.
+    The docstring of a field is its help text on the command line."""
+
+    total_timesteps: eqx.AbstractVar[int]
+    eval_freq: eqx.AbstractVar[int]
+    debug: eqx.AbstractVar[bool]
+
+    def __check_init__(self):
+        for f in dataclasses.fields(self):
+            value, name = getattr(self, f.name), f"{type(self).__name__}.{f.name}"
+            if f.type is bool and not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
+            if f.type is int and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if f.type is int and value < f.metadata.get("at_least", 1):
+                raise ValueError(f"{name} must be at least {f.metadata.get('at_least', 1)}, got {value}")
+        check_numbers(self)
+
+    def __repr__(self) -> str:
+        fields = (f"{f.name}={_show(getattr(self, f.name))}" for f in dataclasses.fields(self))
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+def _show(x: object) -> str:
+    if isinstance(x, jax.Array | np.ndarray) and not isinstance(x, Tracer):
+        return str(np.asarray(x).tolist() if np.ndim(x) else np.asarray(x))  # a float32 as its shortest decimal
+    return repr(x)

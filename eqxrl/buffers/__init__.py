@@ -1,0 +1,5 @@
+"""Where off-policy algorithms keep what they have seen."""
+
+from eqxrl.buffers._base import AbstractBuffer as AbstractBuffer
+from eqxrl.buffers._base import BufferState as BufferState
+from eqxrl.buffers._uniform import UniformBuffer as UniformBuffer

@@ -1,0 +1,179 @@
+"""Stepping many environments, and resetting those whose episode ended: a part that can be replaced.
+
+Each stepper steps `[envs]` environments at once, and returns where each goes on together with the observation that its
+action led to. Three of them:
+
+- `ResetWhenDone` computes resets only on steps where an episode ended.
+- `ResetFromPool` draws from first states that were made beforehand, for resets that are dear. The same distribution, up to
+  repetitions within a rollout.
+- `NeverReset` leaves that to who calls it: evaluators, which play one episode each.
+
+One whose episodes all begin as the first one of their environment did, in full:
+
+    class ResetToFirst(AbstractStepper):
+        def init(self, env, env_params, keys):
+            first = jax.vmap(env.reset, in_axes=(0, None))(keys, env_params)
+            return *first, first
+
+        def step(self, env, env_params, keys, env_state, reset_state, action):
+            keys = jax.vmap(jax.random.split)(keys)[:, 0]
+            stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys, env_state, action, env_params)
+            return vec_step(stepped, reset_state, lambda first: first, reset_state)
+
+        def refresh(self, env, env_params, key, reset_state):
+            return reset_state
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from eqxrl._typing import Action, Observation, check_leading, field, leading, strong, typed
+from eqxrl.envs._cond import cond_any
+from eqxrl.envs._protocol import Transition
+
+Keys = Key[Array, " envs"]
+
+
+@typed
+class VecStep(eqx.Module):
+    """One step of `[envs]` environments; `[steps envs]` of them after a scan."""
+
+    obs: Observation = field(metadata=leading("*batch"))
+    """Where each goes on: a first observation where the episode ended and was reset."""
+    env_state: PyTree = field(metadata=leading("*batch"))
+    reset_state: PyTree
+    """What the stepper keeps."""
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+    final_obs: Observation = field(metadata=leading("*batch"))
+    """What each action led to; `obs` where the episode goes on."""
+
+    @property
+    def done(self) -> Bool[Array, "*batch"]:
+        return self.terminated | self.truncated
+
+    def __check_init__(self):
+        check_leading(self, batch=self.reward.shape)
+
+
+class AbstractStepper(eqx.Module):
+    """Steps `[envs]` environments. What `init` and `step` return has strong dtypes, so that it can be carried through a scan."""
+
+    @abc.abstractmethod
+    def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
+        """First observations and states, `[envs ...]`, and what the stepper keeps."""
+
+    @abc.abstractmethod
+    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
+        """One step of each environment; `action` (`[envs ...]`) lies in the action space. Of each key, split in two as gymnax
+        does, the first half is for the step and the second for a reset."""
+
+    @abc.abstractmethod
+    def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
+        """What the stepper keeps, for the next rollout. Called once before each."""
+
+
+class ResetWhenDone(AbstractStepper):
+    """Computes resets only on steps where an episode ended, of all environments then; the numbers are those of a reset at every
+    step. With so many environments that an episode ends at nearly every step the two cost the same."""
+
+    def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
+        return *_reset_all(env, env_params, keys), ()
+
+    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
+        keys = jax.vmap(jr.split)(keys)
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
+        return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[:, 1])
+
+    def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
+        return reset_state
+
+
+class ResetFromPool(AbstractStepper):
+    """Where an episode ended the next one opens at one of `num_states` first states, drawn at random with replacement. The
+    whole pool is renewed before each rollout, at the cost of `num_states` resets, so first states repeat within a rollout
+    but not between rollouts. Pays where a reset is dear (a generated level, a settled physics state) and episodes end
+    more often in a rollout than `num_states` times.
+
+    **Raises:** `ValueError` for an empty pool.
+    """
+
+    num_states: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.num_states < 1:
+            raise ValueError(f"ResetFromPool got num_states={self.num_states}; a pool needs at least 1 state")
+
+    def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
+        keys = jax.vmap(jr.split)(keys)
+        return *_reset_all(env, env_params, keys[:, 0]), self.refresh(env, env_params, keys[0, 1], ())
+
+    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
+        keys = jax.vmap(jr.split)(keys)
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
+
+        def draw(keys: Any, pool: Any) -> Any:
+            index = jax.vmap(lambda key: jr.randint(key, (), 0, self.num_states))(keys)
+            return jax.tree.map(lambda x: x[index], pool)
+
+        return vec_step(stepped, reset_state, draw, keys[:, 1], reset_state)
+
+    def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
+        return _reset_all(env, env_params, jr.split(key, self.num_states))
+
+
+class NeverReset(AbstractStepper):
+    """Leaves an ended episode at its last state. What further steps give there is filler, to be left out."""
+
+    def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
+        return *_reset_all(env, env_params, keys), ()
+
+    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
+        keys = jax.vmap(jr.split)(keys)
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
+        return vec_step(stepped, reset_state)
+
+    def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
+        return reset_state
+
+
+def vec_step(stepped: Transition, reset_state: PyTree, first: Callable[..., Any] | None = None, *operands: Any) -> VecStep:
+    """What a stepper returns, with rewards as float32.
+
+    - `stepped`: what the environments' `step` returned, `[envs ...]`.
+    - `first`: `first(*operands)` gives first observations and states, `[envs ...]`, which are taken where an episode ended; it
+      is computed only on steps where one did. Without it, nothing is reset.
+    """
+    obs, env_state, reward, terminated, truncated = strong(stepped[:5])
+    num_envs = len(reward)
+    reward = reward.reshape(num_envs).astype(jnp.float32)  # some environments give integers, or arrays of one number
+    terminated, truncated = terminated.reshape(num_envs), truncated.reshape(num_envs)
+    final_obs, done = obs, terminated | truncated
+
+    def pick(a: Any, b: Any) -> Any:
+        return jnp.where(done.reshape(-1, *[1] * (b.ndim - 1)), a, b)
+
+    if first is not None:
+        goes_on = (obs, env_state)
+        obs, env_state = jax.tree.map(pick, cond_any(done, first, operands, goes_on), goes_on)
+    return VecStep(
+        obs=obs,
+        env_state=env_state,
+        reset_state=reset_state,
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        final_obs=final_obs,
+    )
+
+
+def _reset_all(env: Any, env_params: Any, keys: Key[Array, "..."]) -> tuple[Any, Any]:
+    return strong(jax.vmap(env.reset, in_axes=(0, None))(keys, env_params))

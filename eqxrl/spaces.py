@@ -1,0 +1,229 @@
+"""What observations and actions look like: `Box`, `Discrete`, `MultiDiscrete`, `Dict`, `Tuple`.
+
+They take the arguments that the spaces of gymnax and of gymnasium take, and an environment may use those instead, or
+objects of its own with the same attributes: `as_space` turns all of them into one of these five. They can be compared
+and hashed, but aren't pytrees.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Key, Num, PyTree, Shaped
+
+
+def _set(space: Any, **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(space, name, value)
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    """As JAX will have it: without x64, int64 becomes int32."""
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Box:
+    """Arrays of `shape`, each element between `low` and `high` (which may be infinite).
+
+    - `low`, `high`: numbers, or arrays that broadcast to `shape`. They may be traced.
+    - `shape`: by default that of `low` and `high`.
+    """
+
+    low: Any
+    high: Any
+    shape: Any = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        low, high = (x if isinstance(x, Array) else np.asarray(x) for x in (self.low, self.high))
+        wanted = np.broadcast_shapes(low.shape, high.shape) if self.shape is None else tuple(map(int, self.shape))
+        try:
+            fits = np.broadcast_shapes(low.shape, high.shape, wanted) == wanted
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"Box got low {list(low.shape)} and high {list(high.shape)}, which don't broadcast to {list(wanted)}")
+        _set(self, low=low, high=high, shape=wanted, dtype=_dtype(self.dtype))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Box) or (self.shape, self.dtype) != (other.shape, other.dtype):
+            return False
+        if any(isinstance(x, Tracer) for x in (self.low, self.high, other.low, other.high)):
+            return self.low is other.low and self.high is other.high
+        mine, others = (np.broadcast_arrays(x.low, x.high, np.empty(x.shape))[:2] for x in (self, other))
+        return np.array_equal(mine, others)
+
+    def __hash__(self) -> int:
+        return hash((Box, self.shape, self.dtype))
+
+    def __repr__(self) -> str:
+        return f"Box({_short(self.low)}, {_short(self.high)}, {self.shape}, {self.dtype})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """A choice among the integers `0, ..., n - 1`."""
+
+    n: Any
+    dtype: Any = jnp.int32
+
+    def __post_init__(self):
+        if int(self.n) != self.n or self.n < 1:
+            raise ValueError(f"Discrete got n={self.n}; it must be a whole number of at least 1")
+        _set(self, n=int(self.n), dtype=_dtype(self.dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiDiscrete:
+    """A vector of choices, the i-th among the integers `0, ..., nvec[i] - 1`."""
+
+    nvec: Any
+    dtype: Any = jnp.int32
+
+    def __post_init__(self):
+        nvec = np.asarray(self.nvec)
+        if nvec.ndim != 1 or not np.issubdtype(nvec.dtype, np.integer) or (nvec < 1).any():
+            raise ValueError(f"MultiDiscrete got nvec={self.nvec}; it must be a vector of integers of at least 1")
+        _set(self, nvec=tuple(nvec.tolist()), dtype=_dtype(self.dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.nvec),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dict:
+    """A dict of arrays, one for each of the named `spaces`."""
+
+    spaces: Any
+
+    def __post_init__(self):
+        _set(self, spaces={name: as_space(space) for name, space in self.spaces.items()})
+
+    def __hash__(self) -> int:
+        return hash((Dict, frozenset(self.spaces.items())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuple:
+    """A tuple of arrays, one for each of `spaces`."""
+
+    spaces: Any
+
+    def __post_init__(self):
+        _set(self, spaces=tuple(map(as_space, self.spaces)))
+
+
+Space = Box | Discrete | MultiDiscrete | Dict | Tuple
+
+
+def as_space(space: Any) -> Space:
+    """`space` as one of this module's. Known by their attributes are those of gymnax and gymnasium and a user's own: `spaces`
+    (a mapping, or a sequence); `low`, `high` and `shape`; `nvec`; `n`. A `dtype` is optional.
+
+    **Raises:** `TypeError` for anything else, such as gymnasium's `MultiBinary`, or a discrete space that doesn't start at 0.
+    """
+    if isinstance(space, Space):
+        return space
+    dtype = {"dtype": space.dtype} if getattr(space, "dtype", None) is not None else {}
+    if np.any(getattr(space, "start", 0)):
+        raise TypeError(f"{space!r} starts at {space.start}, but choices are counted from 0; shift them in the environment")
+    if hasattr(space, "spaces"):
+        return Dict(space.spaces) if isinstance(space.spaces, Mapping) else Tuple(space.spaces)
+    if all(hasattr(space, name) for name in ("low", "high", "shape")):
+        return Box(space.low, space.high, space.shape, **dtype)
+    if hasattr(space, "nvec"):
+        return MultiDiscrete(space.nvec, **dtype)
+    if hasattr(space, "n") and tuple(getattr(space, "shape", None) or ()) == ():
+        return Discrete(space.n, **dtype)
+    raise TypeError(
+        f"{space!r} is no space that is known here; known are Box (low, high, shape), Discrete (n), MultiDiscrete (nvec), "
+        "Dict and Tuple (spaces). Use those of eqxrl.spaces; a vector of n bits is Box(0, 1, (n,), dtype) or MultiDiscrete([2] * n)"
+    )
+
+
+def check_action_space(space: Any) -> Discrete | Box:
+    """**Returns:** the space, as one of this module's.
+
+    **Raises:** `TypeError` unless it is discrete, or a box of floats: policies act in these.
+    """
+    known = as_space(space)
+    if isinstance(known, Discrete) or (isinstance(known, Box) and jnp.issubdtype(known.dtype, jnp.floating)):
+        return known
+    raise TypeError(
+        f"the action space is {known!r}, but policies act in a Discrete space or a Box of floats; wrap the environment so "
+        "that it takes one of these"
+    )
+
+
+def bounds(space: Any) -> tuple[Shaped[Array, "..."], Shaped[Array, "..."]]:
+    """`low` and `high` of a box, each of its own shape and dtype."""
+    low, high = (jnp.broadcast_to(jnp.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
+    return low, high
+
+
+def to_env_action(action_space: Any, action: Num[Array, "..."]) -> Num[Array, "..."]:
+    """What the environment is given for a policy's `action`: a box action is clipped to `[low, high]`, a discrete one is
+    left as it is; both get the space's dtype. Leading axes are free. Store and score the policy's own action, not this one.
+
+    **Raises:** `ValueError` where the trailing axes are not those of the space, `TypeError` for an unsupported space.
+    """
+    space = check_action_space(action_space)
+    if isinstance(space, Discrete):
+        return action.astype(space.dtype)
+    if action.shape[action.ndim - len(space.shape) :] != space.shape:
+        raise ValueError(f"actions are {list(action.shape)}, but must end in the action space's shape, {list(space.shape)}")
+    low, high = (jnp.broadcast_to(x, action.shape) for x in bounds(space))
+    return jnp.clip(action.astype(low.dtype), low, high)
+
+
+def parts(space: Any) -> PyTree[Any]:
+    """A pytree whose leaves are the spaces of single arrays: a dict for a `Dict`, a tuple for a `Tuple`."""
+    space = as_space(space)
+    if isinstance(space, Dict):
+        return {name: parts(part) for name, part in space.spaces.items()}
+    return tuple(map(parts, space.spaces)) if isinstance(space, Tuple) else space
+
+
+def zeros(space: Any) -> PyTree[Shaped[Array, "..."]]:
+    """Arrays of the space's structure, shapes and dtypes, for tracing: their values may lie outside."""
+    return jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), parts(space))
+
+
+def sample(space: Any, key: Key[Array, ""]) -> PyTree[Shaped[Array, "..."]]:
+    """A random element: uniform where there are bounds, standard normal in a dimension without."""
+    leaves, treedef = jax.tree.flatten(parts(space))
+    keys = [key] if len(leaves) == 1 else jr.split(key, len(leaves))
+    return jax.tree.unflatten(treedef, map(_sample, leaves, keys))
+
+
+def _sample(space: Box | Discrete | MultiDiscrete, key: Key[Array, ""]) -> Shaped[Array, "..."]:
+    if not isinstance(space, Box):
+        high = space.n if isinstance(space, Discrete) else jnp.array(space.nvec)
+        return jr.randint(key, space.shape, 0, high, space.dtype)
+    low, high = bounds(space)
+    if not jnp.issubdtype(space.dtype, jnp.floating):
+        low, high = low.astype(jnp.float32), high.astype(jnp.float32)
+        return jnp.floor(low + jr.uniform(key, space.shape) * (high - low + 1)).astype(space.dtype)
+    finite = jnp.isfinite(low) & jnp.isfinite(high)
+    key_uniform, key_normal = jr.split(key)
+    uniform = jr.uniform(key_uniform, space.shape, low.dtype, jnp.where(finite, low, 0), jnp.where(finite, high, 1))
+    return jnp.where(finite, uniform, jnp.clip(jr.normal(key_normal, space.shape, low.dtype), low, high))
+
+
+def _short(x: Any) -> str:
+    """A bound for people: one number where all are the same."""
+    if isinstance(x, Tracer):
+        return "traced"
+    x = np.asarray(x)
+    return f"{x.flat[0]}" if x.size and (x == x.flat[0]).all() else np.array2string(x, separator=", ", threshold=6)
