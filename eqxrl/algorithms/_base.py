@@ -123,15 +123,21 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         """Several iterations; the metrics' means are averaged over them, and their episodes summed."""
         arrays, static = eqx.partition(ts, eqx.is_array)
 
-        def one(i, carried):
-            arrays, total = carried
+        def one(arrays, i):
             ts, batch = self.get_batch(eqx.combine(arrays, static), i)
             ts, metrics = self.training_step(i, ts, batch)
-            return eqx.filter(ts, eqx.is_array), jax.tree.map(jnp.add, total, metrics)
+            return eqx.filter(ts, eqx.is_array), metrics
 
-        _, metrics = eqx.filter_eval_shape(self.iteration, ts, jnp.int32(0))
+        # Traced once, for the loop and for the shapes of what is summed in it.
+        one = eqx.filter_closure_convert(one, arrays, jnp.int32(0))
+        _, metrics = eqx.filter_eval_shape(one, arrays, jnp.int32(0))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-        arrays, total = jax.lax.fori_loop(*traced_bounds(num_iterations), one, (arrays, zeros))
+
+        def add(i, carried):
+            arrays, metrics = one(carried[0], i)
+            return arrays, jax.tree.map(jnp.add, carried[1], metrics)
+
+        arrays, total = jax.lax.fori_loop(*traced_bounds(num_iterations), add, (arrays, zeros))
         means = jax.tree.map(lambda x: x / jnp.maximum(jnp.asarray(num_iterations, jnp.int32), 1), total.means)
         return eqx.combine(arrays, static), TrainStepMetrics(means=means, episodes=total.episodes)
 

@@ -90,10 +90,11 @@ class AbstractOnPolicy(AbstractAlgorithm[OnPolicyState, TrajectoryWithLastObs]):
 
     def get_batch(self, ts: OnPolicyState, batch_idx: int | Int[Array, ""]) -> tuple[OnPolicyState, TrajectoryWithLastObs]:
         """One rollout `[steps envs]` of the policy as it stands."""
-        state, rollout = self.collector(self.env, self.env_params, ts.agent, ts.data_collection_state)
-        sizes = dict(steps=self.collector.num_steps, envs=self.collector.num_envs)
-        validate(self.collector, state, batch="envs", kind=TrajectoryCollectionState, envs=sizes["envs"])
-        validate(self.collector, rollout, batch="steps envs", kind=TrajectoryWithLastObs, **sizes)
+        collector = self.collector
+        state, rollout = collector(self.env, self.env_params, ts.agent, ts.data_collection_state)
+        sizes = dict(steps=collector.num_steps, envs=collector.num_envs)
+        validate(collector, state, batch="envs", kind=TrajectoryCollectionState, envs=sizes["envs"])
+        validate(collector, rollout, batch="steps envs", kind=TrajectoryWithLastObs, **sizes)
         return dataclasses.replace(ts, data_collection_state=state), rollout
 
     def training_step(
