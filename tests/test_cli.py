@@ -328,7 +328,7 @@ def test_render(folder):
         (["train", "CartPole-v1", "--algo", "pop"], "there is no algorithm 'pop'; there is"),
         (["verify", "CartPole-v1", "--algo", "nowhere.py:Mine"], "nowhere.py"),
         (["train", "nowhere.py:Grid"], "nowhere.py"),
-        (["train", "CartPole-v1", "--algo", "dqn", "--preset", "cleanrl"], "no preset 'cleanrl' for dqn on CartPole-v1; there is tuned, zoo"),
+        (["train", "CartPole-v1", "--algo", "dqn", "--preset", "cleanrl"], "no preset 'cleanrl' for dqn on CartPole-v1; there is zoo"),
         (["train", "CartPole-v1", "--algo", "dqn", "--hp.gae-lambda", "0.5"], "--hp.gae-lambda"),
         (["train", "CartPole-v1", "--preset", "default", "--hp.num-minibatches", "5"], "remainder 1"),
         (["train", "CartPole-v1", "--hp.gamma", "1.5"], "gamma must be in [0.0, 1.0], got 1.5"),

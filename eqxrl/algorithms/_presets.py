@@ -76,10 +76,6 @@ class Preset:
 
 _ZOO = "RL Baselines3 Zoo, hyperparams"
 _LR = ("learning_rate",)
-_DQN_ZOO = dict(
-    num_envs=1, num_steps=256, updates_per_iteration=128, buffer_size=100_000, batch_size=64, learning_starts=1_000,
-    target_update_freq=128, total_timesteps=49_920, eval_freq=4_992, learning_rate=2.3e-3, epsilon_end=0.04, exploration_fraction=0.16,
-)
 _ALL = (
     Preset(
         "CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
@@ -95,11 +91,11 @@ _ALL = (
     ),
     Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
     Preset(
-        "CartPole-v1", "dqn", "tuned", f"{_ZOO}/dqn.yml, with double Q-learning and an annealed learning rate",
-        _DQN_ZOO, anneal=_LR, parts=dict(q_network=MakeMLPQ((256, 256))),
-    ),
-    Preset(
-        "CartPole-v1", "dqn", "zoo", f"{_ZOO}/dqn.yml", _DQN_ZOO | dict(double=False), parts=dict(q_network=MakeMLPQ((256, 256))),
+        "CartPole-v1", "dqn", "zoo", f"{_ZOO}/dqn.yml, with double Q-learning",
+        dict(num_envs=1, num_steps=256, updates_per_iteration=128, buffer_size=100_000, batch_size=64, learning_starts=1_000,
+             target_update_freq=128, total_timesteps=49_920, eval_freq=4_992, learning_rate=2.3e-3, epsilon_end=0.04,
+             exploration_fraction=0.16),
+        parts=dict(q_network=MakeMLPQ((256, 256))),
     ),
     Preset(
         "Acrobot-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
