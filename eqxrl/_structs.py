@@ -10,20 +10,27 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from eqxrl._typing import (
-    Action,
-    Carry,
-    Observation,
-    TEnvState,
-    check_leading,
-    field,
-    leading,
-    typed,
-)
+from eqxrl._typing import Action, Carry, Observation, TEnvState, check_leading, field, leading, typed
+
+
+class AbstractSteps(eqx.Module):
+    """Steps of environments, whose rewards and end flags are `*batch`, as are the leading axes of all that is with them."""
+
+    reward: eqx.AbstractVar[Float[Array, "*batch"]]
+    terminated: eqx.AbstractVar[Bool[Array, "*batch"]]
+    truncated: eqx.AbstractVar[Bool[Array, "*batch"]]
+
+    @property
+    def done(self) -> Bool[Array, "*batch"]:
+        """The episode ended at this step, either way."""
+        return self.terminated | self.truncated
+
+    def __check_init__(self):
+        check_leading(self, batch=self.reward.shape)
 
 
 @typed
-class Trajectory(eqx.Module):
+class Trajectory(AbstractSteps):
     """What happened at each step, seen by the policy that acted."""
 
     obs: Observation = field(metadata=leading("*batch"))
@@ -41,14 +48,6 @@ class Trajectory(eqx.Module):
     final_value: Float[Array, "*batch"]
     """The critic's value of the observation that this step led to, where the step was truncated; elsewhere 0."""
 
-    @property
-    def done(self) -> Bool[Array, "*batch"]:
-        """The episode ended at this step, either way."""
-        return self.terminated | self.truncated
-
-    def __check_init__(self):
-        check_leading(self, batch=self.reward.shape)
-
 
 @typed
 class EpisodeStats(eqx.Module):
@@ -62,8 +61,7 @@ class EpisodeStats(eqx.Module):
 
 
 def no_episodes() -> EpisodeStats:
-    zero = jnp.zeros((), jnp.float32)
-    return EpisodeStats(count=zero, total_return=zero, total_length=zero)
+    return EpisodeStats(*3 * [jnp.zeros((), jnp.float32)])
 
 
 @typed
@@ -83,10 +81,8 @@ class TrajectoryWithLastObs(eqx.Module):
     def __check_init__(self):
         check_leading(self, envs=self.last_done.shape)
         if self.trajectories.reward.shape[1:] != self.last_done.shape:
-            raise TypeError(
-                f"trajectories are {list(self.trajectories.reward.shape)} = [steps envs], but last_done is "
-                f"{list(self.last_done.shape)} = [envs]"
-            )
+            steps, envs = list(self.trajectories.reward.shape), list(self.last_done.shape)
+            raise TypeError(f"trajectories are {steps} = [steps envs], but last_done is {envs} = [envs]")
 
 
 @typed
@@ -100,11 +96,9 @@ class AdvantageMinibatch(eqx.Module):
     """What the critic should have said."""
 
     def __check_init__(self):
-        if self.trajectories.reward.shape != self.advantages.shape:
-            raise TypeError(
-                f"advantages are {list(self.advantages.shape)}, trajectories {list(self.trajectories.reward.shape)}; "
-                "both need the same leading axes"
-            )
+        advantages, rewards = self.advantages.shape, self.trajectories.reward.shape
+        if advantages != rewards:
+            raise TypeError(f"advantages are {list(advantages)}, trajectories {list(rewards)}; both need the same leading axes")
 
 
 @typed
@@ -143,7 +137,7 @@ class TrainStepMetrics(eqx.Module):
 
 
 @typed
-class Transition(eqx.Module):
+class Transition(AbstractSteps):
     """One step of the environment, as an off-policy algorithm stores it."""
 
     obs: Observation = field(metadata=leading("*batch"))
@@ -156,14 +150,6 @@ class Transition(eqx.Module):
     """The MDP ended at this step: `next_obs` has no value."""
     truncated: Bool[Array, "*batch"]
     """The episode was cut off at this step; `next_obs` has a value all the same, unless `terminated`."""
-
-    @property
-    def done(self) -> Bool[Array, "*batch"]:
-        """The episode ended at this step, either way."""
-        return self.terminated | self.truncated
-
-    def __check_init__(self):
-        check_leading(self, batch=self.reward.shape)
 
 
 @typed

@@ -78,10 +78,8 @@ def check_numbers(struct: Any) -> None:
             continue
         name = f"{type(struct).__name__}.{f.name}"
         if np.shape(value) != ():
-            raise ShapeError(
-                f"{name} must be one number, got {describe(value)}; to train with several values, vmap over them, or pass the "
-                "trainer `axes`"
-            )
+            how = "to train with several values, vmap over them, or pass the trainer `axes`"
+            raise ShapeError(f"{name} must be one number, got {describe(value)}; {how}")
         if isinstance(value, Tracer | jax.ShapeDtypeStruct):
             continue
         low, high, open_low = f.metadata.get("within", (-np.inf, np.inf, False))
@@ -124,10 +122,14 @@ def as_key(rng: KeyLike) -> Key[Array, "..."]:
     if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         return rng
     if rng.ndim == 0 or rng.shape[-1] != 2:
-        raise ValueError(
-            f"rng must be a JAX key or a seed, got uint32{list(rng.shape)}; pass jax.random.key(seed), or jax.random.split of one"
-        )
+        how = "pass jax.random.key(seed), or jax.random.split of one"
+        raise ValueError(f"rng must be a JAX key or a seed, got uint32{list(rng.shape)}; {how}")
     return jax.random.wrap_key_data(rng)
+
+
+def one_more(count: Int[Array, ""]) -> Int[Array, ""]:
+    """`count + 1`, which stops at 2³¹ - 1 instead of wrapping."""
+    return jnp.minimum(count, jnp.iinfo(count.dtype).max - 1) + 1
 
 
 def strong(tree: T) -> T:
@@ -139,38 +141,22 @@ if TYPE_CHECKING:
     from equinox import field  # static checkers know only this one as what makes a field of a Module
 else:
 
-    def field(
-        *,
-        default: Any = dataclasses.MISSING,
-        default_factory: Any = dataclasses.MISSING,
-        init: bool = True,
-        repr: bool = True,
-        hash: bool | None = None,
-        compare: bool = True,
-        metadata: Any = None,
-        kw_only: Any = dataclasses.MISSING,
-        static: bool | None = None,
-        converter: Callable[[Any], Any] | None = None,
-    ) -> Any:
+    def field(*, static: bool | None = None, converter: Callable[[Any], Any] | None = None, **kwargs: Any) -> Any:
         """`dataclasses.field` for `eqx.Module`s. A field whose default is an int or a bool is static (it sets a shape or picks
         a branch, so changing it compiles anew); any other is a leaf of the pytree, and a float default is kept as a float32
         array, so that it can be swept by `vmap` without a recompile.
 
         - `static`: overrides the choice above.
         - `converter`: called on the value in `__init__`; for a float default it is `as_scalar`.
+        - `kwargs`: those of `dataclasses.field`.
         """
+        default = kwargs.get("default")
         if static is None:
             static = isinstance(default, bool | int)
         if converter is None and isinstance(default, float) and not static:
             converter = as_scalar
-        kwargs: dict[str, Any] = dict(init=init, repr=repr, hash=hash, compare=compare, metadata=metadata or {}, kw_only=kw_only)
-        if default is not dataclasses.MISSING:
-            kwargs["default"] = default
-        if default_factory is not dataclasses.MISSING:
-            kwargs["default_factory"] = default_factory
-        if converter is not None:
-            kwargs["converter"] = converter
-        return eqx.field(static=static, **kwargs)
+        kwargs["metadata"] = kwargs.get("metadata") or {}
+        return eqx.field(static=static, converter=converter, **kwargs)
 
 
 class ShapeError(TypeError):
@@ -196,12 +182,10 @@ def leading(axes: str) -> dict[str, Any]:
 def check_leading(struct: Any, **sizes: tuple[int, ...]) -> None:
     """For `__check_init__`: every leaf of a field declared with `leading(axes)` starts with `sizes[axes]`."""
     for f in dataclasses.fields(struct):
-        axes = f.metadata.get("leading", "").strip("* ")
-        if axes in sizes and not config.jaxtyping_disable and not _starts_with(getattr(struct, f.name), sizes[axes]):
-            raise ShapeError(
-                f"{type(struct).__name__}.{f.name} = {describe(getattr(struct, f.name))}, "
-                f"but every leaf must start with [{axes}] = {list(sizes[axes])}"
-            )
+        axes, value = f.metadata.get("leading", "").strip("*"), getattr(struct, f.name)
+        if axes in sizes and not config.jaxtyping_disable and not _starts_with(value, sizes[axes]):
+            where = f"{type(struct).__name__}.{f.name} = {describe(value)}"
+            raise ShapeError(f"{where}, but every leaf must start with [{axes}] = {list(sizes[axes])}")
 
 
 def validate(producer: object, struct: T, *, batch: str, kind: type | None = None, **sizes: int) -> T:
@@ -219,9 +203,9 @@ def validate(producer: object, struct: T, *, batch: str, kind: type | None = Non
         raise ShapeError(f"{type(producer).__name__} returned {describe(struct)}, but must return {kind.__name__}")
     if config.jaxtyping_disable:  # which turns off what checks arguments, but not `isinstance`
         return struct
-    bound = {"*batch": tuple(sizes[axis] for axis in batch.split())} | {k: (v,) for k, v in sizes.items()}
-    spelled: dict[Any, Any] = {"*batch": " ".join(f"{axis}={sizes[axis]}" for axis in batch.split())}
-    spelled |= {k: f"{k}={v}" for k, v in sizes.items()}
+    words: dict[Any, list[str]] = {"*batch": batch.split()} | {axis: [axis] for axis in sizes}
+    bound = {axes: tuple(sizes[axis] for axis in names) for axes, names in words.items()}
+    spelled: dict[Any, Any] = {axes: " ".join(f"{axis}={sizes[axis]}" for axis in names) for axes, names in words.items()}
     with jaxtyped("context"):
         for axes, shape in bound.items():
             axis_type: Any = Shaped[np.ndarray, axes]
@@ -235,7 +219,7 @@ def validate(producer: object, struct: T, *, batch: str, kind: type | None = Non
             annotation: Any = f.type
             if hasattr(annotation, "dim_str") and not isinstance(value, annotation):
                 expected = " ".join(spelled.get(axis, axis) for axis in annotation.dim_str.split())
-                raise ShapeError(f"{where}, but {_dtype_name(annotation)}[{expected}] was expected")
+                raise ShapeError(f"{where}, but {annotation.__name__.split('[')[0].lower()}[{expected}] was expected")
             if axes is None and dataclasses.is_dataclass(value):  # what has `leading` axes is a user's own, annotated for one
                 validate(producer, value, batch=batch, kind=None, **sizes)
     return struct
@@ -243,10 +227,6 @@ def validate(producer: object, struct: T, *, batch: str, kind: type | None = Non
 
 def _starts_with(tree: PyTree, shape: tuple[int, ...]) -> bool:
     return all(hasattr(x, "shape") and x.shape[: len(shape)] == shape for x in jax.tree.leaves(tree))
-
-
-def _dtype_name(annotation: Any) -> str:
-    return annotation.__name__.split("[")[0].lower()
 
 
 def check_positive(struct: Any, *names: str) -> None:

@@ -27,8 +27,7 @@ def from_file(where: str) -> Any:
         raise FileNotFoundError(f"{where!r} names the file {path}, which isn't there; the path is taken from {Path.cwd()}")
     module = _import(path)
     if not hasattr(module, name):
-        public = [other for other in vars(module) if not other.startswith("_")]
-        near = difflib.get_close_matches(name, public, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, [other for other in vars(module) if not other.startswith("_")], n=1, cutoff=0.5)
         raise ImportError(f"{path} has nothing called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return getattr(module, name)
 

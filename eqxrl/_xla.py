@@ -1,7 +1,12 @@
+import gc
 import os
 import sys
 import warnings
+from pathlib import Path
 
+import jax
+
+_MAPS, _MOST_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 _FLAGS = {
     # Dots and reductions that jaxlib 0.10.2 and 0.11.0 hand to YNNPACK can hang for good, with every thread asleep
     # (https://github.com/jax-ml/jax/issues/39257), and are slower for networks as small as a policy's.
@@ -22,3 +27,15 @@ def set_cpu_flags() -> None:
     if missing and started():
         warnings.warn("set_cpu_flags() came too late: JAX has started already; call it before the first computation", stacklevel=2)
     os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *missing])
+
+
+def forget_programs_if_many() -> None:
+    """Lets JAX forget all its compiled programs where they hold more than half of the memory maps that Linux grants a process: each
+    configuration that is new takes about a thousand of 65,530, and without a free one LLVM ends the process."""
+    try:
+        used, most = _MAPS.read_bytes().count(b"\n"), int(_MOST_MAPS.read_text())
+    except (OSError, ValueError):  # another system, without such a limit
+        return
+    if used > most // 2:
+        jax.clear_caches()
+        gc.collect()

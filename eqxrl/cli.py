@@ -44,8 +44,8 @@ def main() -> None:
 class _Chosen:
     """What a command line says is to be trained.
 
-    It is read twice. Which hyperparameters there are, and their values where none are given, depends on the environment, the
-    algorithm and the preset, or on the run to be resumed: these are looked for first, and then everything is parsed.
+    It is read twice: which hyperparameters there are, and their defaults, depends on the environment, the algorithm and the preset, or
+    on the run to be resumed. These are looked for first, and then everything is parsed.
     """
 
     def __init__(self, argv: list[str]):
@@ -59,16 +59,16 @@ class _Chosen:
         self.env_id, self.preset = self.options.get("environment"), None
         if self.options.get("--resume", "?") != "?":
             hp = Run(self.options["--resume"]).config.create().hp
-            source = "of the run, of which only total_timesteps can be changed, to more"
+            self.about = "Hyperparameters of the run, of which only total_timesteps can be changed, to more."
         else:
             name, wanted = self.options.get("--algo", "ppo"), self.options.get("--preset")
             self.cls = find_algorithm(name)
-            there = PRESETS.get(self.env_id or "", {}).get(name, {})
-            if self.env_id and wanted != "default" and (wanted or there):
+            if self.env_id and wanted != "default" and (wanted or name in PRESETS.get(self.env_id, {})):
                 self.preset = find_preset(self.env_id, name, wanted)
             hp = self.preset.hparams() if self.preset else self.cls.HParams()
-            source = f"of {self.cls.__name__}, " + (f"preset {self.preset.name}" if self.preset else "its defaults")
-        self.HP, self.about = self._flags(hp), f"Hyperparameters {source}."
+            source = f"preset {self.preset.name}" if self.preset else "its defaults"
+            self.about = f"Hyperparameters of {self.cls.__name__}, {source}."
+        self.HP = self._flags(hp)
 
     def _flags(self, hp: Any) -> Any:
         """A dataclass for tyro, which takes jaxtyping's scalars for constants."""
@@ -91,7 +91,6 @@ class _Chosen:
         return {f.name: getattr(hp, f.name) for f in dataclasses.fields(hp) if getattr(hp, f.name) != f.default}
 
     def create(self, hp: Any) -> Any:
-        """The algorithm."""
         if self.env_id is None:
             raise ValueError("name an environment, as in: eqxrl train CartPole-v1, or a run, as in: eqxrl train --resume RUN")
         given = self.given(hp)
@@ -158,16 +157,14 @@ def _app(argv: list[str]) -> Any:
             run = Run.new(made, out, name, seed=seed, num_seeds=seeds, env_id=chosen.env_id, preset=preset_name)
         silent = quiet or json
         if not silent:
-            c = run.config
-            what = f"{c.algorithm_name} on {c.env}, preset {c.preset or 'default'}"
-            print(f"{what}, {c.num_seeds} seed{'s' * (c.num_seeds > 1)}, into {run.folder}")
+            print(f"{_what(run, 'preset ')}, into {run.folder}")
         try:
             _, metrics = run.fit([] if silent else [ProgressBar()])
         except Interrupted as interruption:
             print(f"eqxrl: {interruption}\nGo on with: eqxrl train --resume {run.folder}", file=sys.stderr)
             return 128 + interruption.signal
-        steps = int(run.curve().env_steps[-1])
-        _report(run.folder, metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1], quiet, json, steps)
+        returns, lengths = metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1]
+        _report(run.folder, returns, lengths, quiet, json, env_steps=int(run.curve().env_steps[-1]))
         return 0
 
     for command in (evaluate, render, plot, runs):
@@ -192,6 +189,11 @@ def _app(argv: list[str]) -> Any:
         return 0 if check(chosen.create(hp), key=seed, quiet=quiet).ok else 1
 
     return app
+
+
+def _what(run: Run, preset: str = "") -> str:
+    c = run.config
+    return f"{c.algorithm_name} on {c.env}, {preset}{c.preset or 'default'}, {c.num_seeds} seed{'s' * (c.num_seeds > 1)}"
 
 
 def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool, env_steps: int) -> None:
@@ -219,7 +221,7 @@ def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool
 def evaluate(
     run: tyro.conf.Positional[Path], *, episodes: int = 128, best: Flag = False, seed: int = 0, stochastic: Flag = False,
     quiet: Flag = False, json: Flag = False,
-) -> int:
+) -> None:
     """Play whole episodes with the policies of a run, finished or not.
 
     Args:
@@ -239,13 +241,12 @@ def evaluate(
     play = eqx.filter_jit(eqx.filter_vmap(lambda ts, key: evaluator(algo.env, algo.env_params, algo.policy(ts), key)))
     metrics = play(states, keys)
     _report(run, metrics.cumulative_reward, metrics.episode_length, quiet, json, algo.env_steps(states))
-    return 0
 
 
 def render(
     run: tyro.conf.Positional[Path], *, out: Path = Path("episode.gif"), member: int = 0, best: Flag = False, seed: int = 0,
     quiet: Flag = False,
-) -> int:
+) -> None:
     """Draw an episode of a run's policy as a GIF, whether the run has finished or not.
 
     Args:
@@ -260,10 +261,9 @@ def render(
     path = algo.visualize(state, out, jax.random.key(seed))
     if not quiet:
         print(path)
-    return 0
 
 
-def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, out: Path = Path("learning_curves.png"), quiet: Flag = False) -> int:
+def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, out: Path = Path("learning_curves.png"), quiet: Flag = False) -> None:
     """Draw the learning curves of one or several runs of one environment: IQM over seeds, with a 95 % bootstrap band.
 
     Args:
@@ -279,10 +279,9 @@ def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, out: Path = Path("lear
     path = plot_learning_curves({str(run.folder): run.curve() for run in opened}, out, title=next(iter(envs)))
     if not quiet:
         print(path)
-    return 0
 
 
-def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = False) -> int:
+def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = False) -> None:
     """List the runs in a folder.
 
     Args:
@@ -295,8 +294,13 @@ def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = Fals
 
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    found, rows = [], []
-    for path in sorted(folder.glob("*/config.json")):
+    found, paths = [], sorted(folder.glob("*/config.json"))
+    width = min(28, max((len(path.parent.name) for path in paths), default=3))
+    columns = [Column("run", overflow="fold", width=width), Column("what", overflow="fold")]
+    columns += [Column("env steps", justify="right", no_wrap=True), Column("IQM", justify="right", no_wrap=True)]
+    caption = "IQM: of the last evaluation's mean returns, over seeds"
+    table = Table(*columns, "done", box=SIMPLE_HEAD, pad_edge=False, caption=caption)
+    for path in paths:
         try:
             run = Run(path.parent)
         except ValueError as error:
@@ -306,23 +310,14 @@ def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = Fals
         with contextlib.suppress(FileNotFoundError):  # killed before its first evaluation
             curve = run.curve()
             row |= dict(env_steps=int(curve.env_steps[-1]), iqm=float(iqm(curve.returns)[-1]))
-        found, rows = [*found, run], [*rows, row]
-    if json:
-        print(json_module.dumps(rows))
-        return 0
-    width = min(28, max((len(run.folder.name) for run in found), default=3))
-    columns = [Column("run", overflow="fold", width=width), Column("what", overflow="fold")]
-    columns += [Column("env steps", justify="right", no_wrap=True), Column("IQM", justify="right", no_wrap=True)]
-    caption = "IQM: of the last evaluation's mean returns, over seeds"
-    table = Table(*columns, "done", box=SIMPLE_HEAD, pad_edge=False, caption=caption)
-    for run, row in zip(found, rows, strict=True):
-        c = run.config
-        what = f"{c.algorithm_name} on {c.env}, {c.preset or 'default'}, {c.num_seeds} seed{'s' * (c.num_seeds > 1)}"
-        options = (f"{k}={v}" for k, v in c.options().items())
         last = ("", "") if row["iqm"] is None else (f"{row['env_steps']:,}", f"{row['iqm']:.1f}")
-        table.add_row(run.folder.name, " ".join([what, *options]), *last, "yes" if run.finished else "no")
-    Console().print(table)
-    return 0
+        options = (f"{k}={v}" for k, v in run.config.options().items())
+        table.add_row(run.folder.name, " ".join([_what(run), *options]), *last, "yes" if run.finished else "no")
+        found.append(row)
+    if json:
+        print(json_module.dumps(found))
+    else:
+        Console().print(table)
 
 
 if __name__ == "__main__":

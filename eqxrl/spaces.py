@@ -7,7 +7,7 @@ and hashed, but aren't pytrees.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,9 @@ from jaxtyping import Array, Key, Num, PyTree, Shaped
 
 
 def _set(space: Any, **values: Any) -> None:
+    """In a frozen space. A dtype becomes what JAX will have: without x64, int64 is int32."""
     for name, value in values.items():
-        object.__setattr__(space, name, value)
-
-
-def _dtype(dtype: Any) -> np.dtype:
-    """As JAX will have it: without x64, int64 becomes int32."""
-    return jax.dtypes.canonicalize_dtype(dtype)
+        object.__setattr__(space, name, jax.dtypes.canonicalize_dtype(value) if name == "dtype" else value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +45,7 @@ class Box:
             fits = False
         if not fits:
             raise ValueError(f"Box got low {list(low.shape)} and high {list(high.shape)}, which don't broadcast to {list(wanted)}")
-        _set(self, low=low, high=high, shape=wanted, dtype=_dtype(self.dtype))
+        _set(self, low=low, high=high, shape=wanted, dtype=self.dtype)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Box) or (self.shape, self.dtype) != (other.shape, other.dtype):
@@ -72,15 +68,12 @@ class Discrete:
 
     n: Any
     dtype: Any = jnp.int32
+    shape: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
         if int(self.n) != self.n or self.n < 1:
             raise ValueError(f"Discrete got n={self.n}; it must be a whole number of at least 1")
-        _set(self, n=int(self.n), dtype=_dtype(self.dtype))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
+        _set(self, n=int(self.n), dtype=self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +87,7 @@ class MultiDiscrete:
         nvec = np.asarray(self.nvec)
         if nvec.ndim != 1 or not np.issubdtype(nvec.dtype, np.integer) or (nvec < 1).any():
             raise ValueError(f"MultiDiscrete got nvec={self.nvec}; it must be a vector of integers of at least 1")
-        _set(self, nvec=tuple(nvec.tolist()), dtype=_dtype(self.dtype))
+        _set(self, nvec=tuple(nvec.tolist()), dtype=self.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -153,17 +146,12 @@ def as_space(space: Any) -> Space:
 
 
 def check_action_space(space: Any) -> Discrete | Box:
-    """**Returns:** the space, as one of this module's.
-
-    **Raises:** `TypeError` unless it is discrete, or a box of floats: policies act in these.
-    """
+    """The space, as one of this module's. **Raises:** `TypeError` unless it is discrete, or a box of floats: policies act in these."""
     known = as_space(space)
     if isinstance(known, Discrete) or (isinstance(known, Box) and jnp.issubdtype(known.dtype, jnp.floating)):
         return known
-    raise TypeError(
-        f"the action space is {known!r}, but policies act in a Discrete space or a Box of floats; wrap the environment so "
-        "that it takes one of these"
-    )
+    how = "policies act in a Discrete space or a Box of floats; wrap the environment so that it takes one of these"
+    raise TypeError(f"the action space is {known!r}, but {how}")
 
 
 def bounds(space: Any) -> tuple[Shaped[Array, "..."], Shaped[Array, "..."]]:
@@ -209,8 +197,7 @@ def sample(space: Any, key: Key[Array, ""]) -> PyTree[Shaped[Array, "..."]]:
 
 def _sample(space: Box | Discrete | MultiDiscrete, key: Key[Array, ""]) -> Shaped[Array, "..."]:
     if not isinstance(space, Box):
-        high = space.n if isinstance(space, Discrete) else jnp.array(space.nvec)
-        return jr.randint(key, space.shape, 0, high, space.dtype)
+        return jr.randint(key, space.shape, 0, space.n if isinstance(space, Discrete) else jnp.array(space.nvec), space.dtype)
     low, high = bounds(space)
     if not jnp.issubdtype(space.dtype, jnp.floating):
         low, high = low.astype(jnp.float32), high.astype(jnp.float32)

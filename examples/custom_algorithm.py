@@ -14,15 +14,16 @@ from eqxrl import field, part
 class ReinforceHParams(eqxrl.AbstractHParams):
     num_envs: int = field(default=16)
     num_steps: int = field(default=64)
-    num_seeds_per_eval: int = field(default=128)
-    eval_freq: int = field(default=25_600)
     total_timesteps: int = field(default=204_800)
     normalize_observations: bool = field(default=False)
-    debug: bool = field(default=False)
     learning_rate: eqxrl.Scalar = field(default=3e-3)
     """Adam's step size."""
     gamma: eqxrl.Scalar = field(default=0.99, metadata=eqxrl.within(0.0, 1.0))
     """The discount of a reward one step later."""
+
+    @property
+    def num_updates(self) -> int:
+        return -(-self.total_timesteps // (self.num_envs * self.num_steps))
 
 
 class ReinforceLoss(eqxrl.AbstractLoss):

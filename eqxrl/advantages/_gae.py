@@ -3,7 +3,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eqxrl._structs import TrajectoryWithLastObs
-from eqxrl._typing import Scalar, field, typed
+from eqxrl._typing import Scalar, field, typed, within
 from eqxrl.advantages._base import AbstractAdvantage, next_values
 
 
@@ -17,8 +17,8 @@ class GAE(AbstractAdvantage):
     https://arxiv.org/abs/1712.00378.
     """
 
-    gamma: Scalar = field(default=0.99)
-    gae_lambda: Scalar = field(default=0.95)
+    gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))
+    gae_lambda: Scalar = field(default=0.95, metadata=within(0.0, 1.0))
 
     def __call__(
         self, rollout: TrajectoryWithLastObs, last_value: Float[Array, " envs"]

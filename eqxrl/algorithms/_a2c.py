@@ -17,16 +17,8 @@ class A2CHParams(AbstractHParams):
     """Environments that are stepped at once."""
     num_steps: int = field(default=5)
     """Steps of each environment in a rollout."""
-    num_seeds_per_eval: int = field(default=128)
-    """Episodes of an evaluation."""
-    eval_freq: int = field(default=4096)
-    """Env steps between evaluations."""
     normalize_observations: bool = field(default=False)
     """Standardise observations by their running statistics."""
-    total_timesteps: int = field(default=131072)
-    """Env steps of the run, over all environments."""
-    debug: bool = field(default=False)
-    """Stop at the first NaN or infinity in a rollout, a loss or the policy, and name it; slower."""
     learning_rate: Schedule = field(default=7e-4, converter=as_schedule, metadata=within(0.0))
     """RMSProp's step size."""
     gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))

@@ -31,16 +31,8 @@ class DQNHParams(AbstractHParams):
     """Env steps with random actions, before the first update."""
     target_update_freq: int = field(default=500)
     """Gradient updates between copies of the network to the target network."""
-    num_seeds_per_eval: int = field(default=128)
-    """Episodes of an evaluation."""
-    eval_freq: int = field(default=4096)
-    """Env steps between evaluations."""
-    total_timesteps: int = field(default=131072)
-    """Env steps of the run, over all environments."""
     double: bool = field(default=True)
     """Let the network choose the next action that the target network values (van Hasselt et al. 2016)."""
-    debug: bool = field(default=False)
-    """Stop at the first NaN or infinity in a loss, and name it; slower."""
     learning_rate: Schedule = field(default=1e-3, converter=as_schedule, metadata=within(0.0))
     """Adam's step size."""
     gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))

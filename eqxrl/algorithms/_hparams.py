@@ -1,3 +1,4 @@
+import abc
 import dataclasses
 
 import equinox as eqx
@@ -5,7 +6,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from eqxrl._typing import check_numbers
+from eqxrl._typing import check_numbers, field
 
 
 class AbstractHParams(eqx.Module):
@@ -13,9 +14,19 @@ class AbstractHParams(eqx.Module):
     `vmap` sweeps without a recompile; those of type `Schedule` may also be a function of the number of gradient updates.
     The docstring of a field is its help text on the command line."""
 
-    total_timesteps: eqx.AbstractVar[int]
-    eval_freq: eqx.AbstractVar[int]
-    debug: eqx.AbstractVar[bool]
+    total_timesteps: int = field(default=131072)
+    """Env steps of the run, over all environments."""
+    eval_freq: int = field(default=4096)
+    """Env steps between evaluations."""
+    num_seeds_per_eval: int = field(default=128)
+    """Episodes of an evaluation."""
+    debug: bool = field(default=False)
+    """Stop at the first NaN or infinity in what was collected, a loss or the policy, and name it; slower."""
+
+    @property
+    @abc.abstractmethod
+    def num_updates(self) -> int:
+        """Gradient updates in a run of `total_timesteps`: the horizon for a schedule that spans it."""
 
     def __check_init__(self):
         for f in dataclasses.fields(self):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from eqxrl._structs import TrainStepMetrics, TrajectoryCollectionState, Transition, Transitions
-from eqxrl._typing import KeyLike, Scalar, TEnvState, as_key, typed, validate
-from eqxrl.algorithms._base import AbstractAlgorithm, assert_finite
+from eqxrl._typing import KeyLike, Scalar, TEnvState, as_key, one_more, typed, validate
+from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._bitwise import tied_to
+from eqxrl.algorithms._finite import assert_finite
 from eqxrl.buffers import AbstractBuffer, BufferState
 from eqxrl.collectors import AbstractCollector
 from eqxrl.nn import AbstractPolicy
@@ -95,7 +96,7 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
             sample_key, update_key = jax.random.split(key)
             sample = self.buffer.sample(buffer_state, sample_key)
             learner, metrics = self.update(eqx.combine(arrays, static), sample, n, update_key)
-            return (eqx.filter(learner, eqx.is_array), n + 1), metrics
+            return (eqx.filter(learner, eqx.is_array), one_more(n)), metrics
 
         def learn(carried):
             carried, metrics = jax.lax.scan(one, carried, jax.random.split(key, num_updates))

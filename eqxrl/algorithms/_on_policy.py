@@ -14,8 +14,9 @@ from eqxrl._structs import (
 )
 from eqxrl._typing import KeyLike, Scalar, TEnvState, as_key, typed, validate
 from eqxrl.advantages import AbstractAdvantage
-from eqxrl.algorithms._base import AbstractAlgorithm, assert_finite
+from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._bitwise import tied_to
+from eqxrl.algorithms._finite import assert_finite
 from eqxrl.algorithms._parts import name_of, part
 from eqxrl.collectors import AbstractCollector
 from eqxrl.learners import AbstractLearner, LearnerState

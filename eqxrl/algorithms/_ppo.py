@@ -23,10 +23,6 @@ class PPOHParams(AbstractHParams):
     """Steps of each environment in a rollout."""
     num_minibatches: int = field(default=16)
     """Parts that a rollout is cut into for each pass."""
-    num_seeds_per_eval: int = field(default=128)
-    """Episodes of an evaluation."""
-    eval_freq: int = field(default=4096)
-    """Env steps between evaluations."""
     normalize_observations: bool = field(default=False)
     """Standardise observations by their running statistics."""
     normalize_rewards: bool = field(default=False)
@@ -34,10 +30,6 @@ class PPOHParams(AbstractHParams):
     clip_value: bool = field(default=True)
     """Keep the new value within `clip_eps` of the old one in the value loss, as the original did; turn it off where returns
     are much larger than `clip_eps` and rewards aren't normalised."""
-    total_timesteps: int = field(default=131072)
-    """Env steps of the run, over all environments."""
-    debug: bool = field(default=False)
-    """Stop at the first NaN or infinity in a rollout, a loss or the policy, and name it; slower."""
     learning_rate: Schedule = field(default=3e-4, converter=as_schedule, metadata=within(0.0))
     """Adam's step size."""
     gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))

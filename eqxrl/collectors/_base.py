@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
 from eqxrl._structs import EpisodeStats, TrajectoryCollectionState
-from eqxrl._typing import Carry, strong
+from eqxrl._typing import Carry, one_more, strong
 from eqxrl.envs import AbstractStepper, VecStep
+from eqxrl.envs._stepper import select
 from eqxrl.nn import AbstractPolicy
 from eqxrl.spaces import to_env_action
 
@@ -60,33 +61,22 @@ def init_collection(
     obs, env_state, reset_state = stepper.init(env, env_params, jax.random.split(reset_key, num_envs))
     return TrajectoryCollectionState(
         # jnp.copy: the state may hold the very buffer of the observation, and a buffer can be donated only once
-        last_obs=jax.tree.map(jnp.copy, strong(obs)),
-        env_state=strong(env_state),
-        rms_state=rms_state,
-        last_done=jnp.zeros((num_envs,), bool),
-        global_step=jnp.zeros((), jnp.int32),
-        rng=rng,
-        reset_state=strong(reset_state),
+        last_obs=jax.tree.map(jnp.copy, strong(obs)), env_state=strong(env_state), rms_state=rms_state,
+        last_done=jnp.zeros((num_envs,), bool), global_step=jnp.zeros((), jnp.int32), rng=rng, reset_state=strong(reset_state),
         carry=strong(jax.tree.map(lambda x: jnp.repeat(x[None], num_envs, axis=0), initial_carry)),
-        episode_return=jnp.zeros((num_envs,), jnp.float32),
-        episode_length=jnp.zeros((num_envs,), jnp.int32),
+        episode_return=jnp.zeros((num_envs,), jnp.float32), episode_length=jnp.zeros((num_envs,), jnp.int32),
     )
 
 
-def refreshed(
-    env: Any, env_params: Any, stepper: AbstractStepper, state: TrajectoryCollectionState
-) -> TrajectoryCollectionState:
+def refreshed(env: Any, env_params: Any, stepper: AbstractStepper, state: TrajectoryCollectionState) -> TrajectoryCollectionState:
     """The state with what the stepper keeps made ready for the next rollout, and the rollout counted."""
     rng, refresh_key = jax.random.split(state.rng)
     reset_state = stepper.refresh(env, env_params, refresh_key, state.reset_state)
-    return dataclasses.replace(state, rng=rng, reset_state=reset_state, global_step=state.global_step + 1)
+    return dataclasses.replace(state, rng=rng, reset_state=reset_state, global_step=one_more(state.global_step))
 
 
 def acting(
-    env: Any,
-    env_params: Any,
-    policy: AbstractPolicy,
-    stepper: AbstractStepper,
+    env: Any, env_params: Any, policy: AbstractPolicy, stepper: AbstractStepper,
     record: Callable[[TrajectoryCollectionState, Any, Any, Carry, VecStep], Any],
 ) -> Callable[[tuple[TrajectoryCollectionState, EpisodeStats], None], tuple[tuple[TrajectoryCollectionState, EpisodeStats], Any]]:
     """One step of all environments, as the body of a scan; every collector's loop.
@@ -105,7 +95,7 @@ def acting(
         env_action = to_env_action(action_space, action)
         after = stepper.step(env, env_params, keys, state.env_state, state.reset_state, env_action)
         kept = record(state, action, remembered, carry, after)
-        done = after.terminated | after.truncated
+        done = after.done
         episode_return = state.episode_return + after.reward
         episode_length = state.episode_length + 1
         episodes = EpisodeStats(
@@ -114,15 +104,8 @@ def acting(
             total_length=episodes.total_length + jnp.sum(jnp.where(done, episode_length, 0), dtype=jnp.float32),
         )
         state = dataclasses.replace(
-            state,
-            last_obs=after.obs,
-            env_state=after.env_state,
-            last_done=done,
-            rng=rng,
-            reset_state=after.reset_state,
-            carry=carry,
-            episode_return=jnp.where(done, 0.0, episode_return),
-            episode_length=jnp.where(done, 0, episode_length),
+            state, last_obs=after.obs, env_state=after.env_state, last_done=done, rng=rng, reset_state=after.reset_state, carry=carry,
+            episode_return=jnp.where(done, 0.0, episode_return), episode_length=jnp.where(done, 0, episode_length),
         )
         return (state, episodes), kept
 
@@ -131,8 +114,4 @@ def acting(
 
 def reset_carries(policy: Any, carry: Carry, done: Bool[Array, " envs"]) -> Carry:
     """Hidden states `[envs ...]`, fresh where an episode ended."""
-
-    def leaf(fresh, x):
-        return jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), fresh, x)
-
-    return jax.tree.map(leaf, policy.initial_carry(), carry)
+    return select(done, policy.initial_carry(), carry)

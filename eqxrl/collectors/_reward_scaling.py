@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from eqxrl._typing import Scalar, field, typed
+from eqxrl._typing import Scalar, field, typed, within
 from eqxrl.nn import RunningMoments
 from eqxrl.nn._normalize import zero_moments
 
@@ -28,9 +28,9 @@ class RewardScaling(eqx.Module):
     Engstrom et al. 2020, https://arxiv.org/abs/2005.12729, appendix A.2.
     """
 
-    gamma: Scalar = field(default=0.99)
-    clip: Scalar = field(default=10.0)
-    epsilon: Scalar = field(default=1e-8)
+    gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))
+    clip: Scalar = field(default=10.0, metadata=within(0.0, open_low=True))
+    epsilon: Scalar = field(default=1e-8, metadata=within(0.0, open_low=True))
 
     def init(self, num_envs: int) -> RewardScalingState:
         return RewardScalingState(returns=jnp.zeros((num_envs,), jnp.float32), moments=zero_moments())

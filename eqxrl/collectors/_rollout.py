@@ -41,13 +41,8 @@ class RolloutCollector(AbstractCollector[AbstractActorCritic, TrajectoryWithLast
         def record(before: TrajectoryCollectionState, action: Any, remembered: Any, carry: Carry, after: VecStep) -> Trajectory:
             distribution, value = remembered
             return Trajectory(
-                obs=before.last_obs,
-                action=action,
-                log_prob=distribution.log_prob(action),
-                reward=after.reward,
-                value=value,
-                terminated=after.terminated,
-                truncated=after.truncated,
+                obs=before.last_obs, action=action, log_prob=distribution.log_prob(action), value=value,
+                reward=after.reward, terminated=after.terminated, truncated=after.truncated,
                 final_value=_final_values(policy, after.final_obs, carry, after.truncated & ~after.terminated),
             )
 
@@ -57,13 +52,7 @@ class RolloutCollector(AbstractCollector[AbstractActorCritic, TrajectoryWithLast
             rms_state, reward = self.reward_scaling(state.rms_state, trajectories.reward, trajectories.done)
             state = dataclasses.replace(state, rms_state=rms_state)
             trajectories = dataclasses.replace(trajectories, reward=reward)
-        return state, TrajectoryWithLastObs(
-            trajectories=trajectories,
-            last_done=state.last_done,
-            last_obs=state.last_obs,
-            initial_carry=initial_carry,
-            episodes=episodes,
-        )
+        return state, TrajectoryWithLastObs(trajectories, state.last_done, state.last_obs, initial_carry, episodes)
 
 
 def _final_values(

@@ -32,12 +32,8 @@ class TransitionCollector(AbstractCollector[AbstractPolicy, Transitions]):
     ) -> tuple[TrajectoryCollectionState, Transitions]:
         def record(before: TrajectoryCollectionState, action: Any, remembered: Any, carry: Carry, after: VecStep) -> Transition:
             return Transition(
-                obs=before.last_obs,
-                action=action,
-                reward=after.reward,
-                next_obs=after.final_obs,
-                terminated=after.terminated,
-                truncated=after.truncated,
+                obs=before.last_obs, action=action, reward=after.reward, next_obs=after.final_obs,
+                terminated=after.terminated, truncated=after.truncated,
             )
 
         state = refreshed(env, env_params, self.stepper, state)

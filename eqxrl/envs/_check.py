@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array
 
 from eqxrl._typing import KeyLike, as_key, strong
-from eqxrl.envs._contract import as_environment, contract, raise_if
+from eqxrl.envs._contract import Findings, contract, first_line, raise_if, trace
 from eqxrl.envs._protocol import class_name, episode_limit
+from eqxrl.envs._stepper import select
 from eqxrl.spaces import Box, as_space, bounds, sample
 
 NUM_ENVS = 4
@@ -36,18 +37,16 @@ def check_env(env: Any, env_params: Any = None, *, num_steps: int = 200, key: Ke
     **Raises:** `TypeError` for what is no environment; `EnvError`, one for all that is wrong, each with what to mend. What is
     only unusual (a dtype other than the space's, rewards that are integers) is a warning.
     """
-    env = as_environment(env, env_params)
-    env_params = getattr(env, "default_params", None) if env_params is None else env_params
-    hard, soft = contract(env, env_params)
-    if not hard:  # what doesn't fit can't be run
-        hard, more = _run(env, shorten_episodes(env_params, max(num_steps // 8, 1)), num_steps, as_key(key))
-        soft += more
-    raise_if(env, hard)
-    for message in soft:
+    env, env_params, *outputs = trace(env, env_params)
+    found = contract(env, env_params, *outputs)
+    if not found.hard:  # what doesn't fit can't be run
+        _run(env, _shorten(env_params, max(num_steps // 8, 1)), num_steps, as_key(key), found)
+    raise_if(env, found.hard)
+    for message in found.soft:
         warnings.warn(f"{class_name(env)}: {message}", stacklevel=2)
 
 
-def shorten_episodes(env_params: Any, limit: int) -> Any:
+def _shorten(env_params: Any, limit: int) -> Any:
     """Parameters whose `max_steps_in_episode`, where there is one, is at most `limit`."""
     current = episode_limit(env_params)
     if current is None or current <= limit or not dataclasses.is_dataclass(env_params):
@@ -57,9 +56,7 @@ def shorten_episodes(env_params: Any, limit: int) -> Any:
     return dataclasses.replace(env_params, max_steps_in_episode=value)  # pyright: ignore[reportArgumentType]
 
 
-def _run(env: Any, params: Any, num_steps: int, key: Any) -> tuple[list[str], list[str]]:
-    hard: list[str] = []
-    soft: list[str] = []
+def _run(env: Any, params: Any, num_steps: int, key: Any, found: Findings) -> None:
     key_reset, key_steps = jr.split(key)
     reset_keys = jr.split(key_reset, NUM_RESETS)
     step_keys = jax.vmap(lambda key: jr.split(key, (NUM_ENVS, 2)))(jr.split(key_steps, num_steps))
@@ -80,9 +77,7 @@ def _run(env: Any, params: Any, num_steps: int, key: Any) -> tuple[list[str], li
 
         def body(carry: Any, keys: Any) -> Any:
             out = strong(jax.vmap(act)(keys, carry))
-            done = out[3] | out[4]
-            again = jax.tree.map(lambda x, y: jnp.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, y), start, out[1])
-            return again, out
+            return select(out[3] | out[4], start, out[1]), out
 
         return first, jax.lax.scan(body, start, step_keys)[1]
 
@@ -96,24 +91,19 @@ def _run(env: Any, params: Any, num_steps: int, key: Any) -> tuple[list[str], li
             warnings.simplefilter("ignore")
             anew = jax.jit(lambda *keys: begin(*keys))(reset_keys[1], step_keys[0, 1])
     except Exception as error:
-        hard.append(f"running it under jit and vmap raised {type(error).__name__}: {_line(error)}")
-        return hard, soft
+        found.hard.append(f"running it under jit and vmap raised {type(error).__name__}: {first_line(error)}")
+        return
     if not _same(((first, run), alone), (again, anew), exact=True):
-        hard.append(
+        found.hard.append(
             "it gives another result for the same key when it is run again, or traced anew: chance must come from the key alone, "
             "and what changes must be in the state. Python's and NumPy's random numbers, and attributes of self, keep the value "
             "that they had when it was compiled"
         )
-        return hard, soft  # whatever else would be found might come from this
+        return  # whatever else would be found might come from this
     together = jax.tree.map(lambda x: x[1], first), jax.tree.map(lambda x: x[0, 1], run)
     if not _same(together, alone, exact=False):
-        hard.append("under vmap it differs from one environment at a time: it must not mix what is batched")
-    _check_run(env, params, first, run, hard, soft)
-    return hard, soft
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else ""
+        found.hard.append("under vmap it differs from one environment at a time: it must not mix what is batched")
+    _check_run(env, params, first, run, found)
 
 
 def _arrays(tree: Any) -> list[np.ndarray]:
@@ -123,41 +113,40 @@ def _arrays(tree: Any) -> list[np.ndarray]:
 
 
 def _same(a: Any, b: Any, *, exact: bool) -> bool:
+    rtol, atol = (0, 0) if exact else (1e-4, 1e-5)  # fused differently, floats round differently
+
     def same(x: np.ndarray, y: np.ndarray) -> bool:
         inexact = np.issubdtype(x.dtype, np.inexact)
-        if exact or not inexact:
-            return np.array_equal(x, y, equal_nan=inexact)
-        return np.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True)  # fused differently, floats round differently
+        return np.allclose(x, y, rtol, atol, equal_nan=True) if inexact else np.array_equal(x, y)
 
     return all(map(same, _arrays(a), _arrays(b)))
 
 
-def _check_run(env: Any, params: Any, first: Any, run: Any, hard: list[str], soft: list[str]) -> None:
-    obs, state, reward, terminated, truncated = run
-    reward, terminated, truncated = (np.asarray(x) for x in (reward, terminated, truncated))
+def _check_run(env: Any, params: Any, first: Any, run: Any, found: Findings) -> None:
+    obs, state = run[:2]
+    reward, terminated, truncated = map(np.asarray, run[2:])
     done = terminated | truncated
     if not np.isfinite(reward).all():
-        hard.append(f"the reward is not finite at {(~np.isfinite(reward)).sum()} of {reward.size} steps")
+        found.hard.append(f"the reward is not finite at {(~np.isfinite(reward)).sum()} of {reward.size} steps")
     infinite = [jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(obs) if not jnp.isfinite(x).all()]
     if infinite:
-        hard.append(f"the observation{', '.join(infinite)} is not finite at some of {reward.size} steps")
+        found.hard.append(f"the observation{', '.join(infinite)} is not finite at some of {reward.size} steps")
     space = as_space(env.observation_space(params))
     if isinstance(space, Box) and not infinite:
-        low, high = (np.asarray(x) for x in bounds(space))
+        low, high = map(np.asarray, bounds(space))
         if (np.asarray(obs) < low).any() or (np.asarray(obs) > high).any():
-            soft.append("an observation lies outside the bounds of observation_space")
+            found.soft.append("an observation lies outside the bounds of observation_space")
     if done.any():
         whole = getattr(env, "whole_step", False)  # which does reset the state, in `Gymnax`
         at_reset, after = (first[0], obs) if whole else (first, (obs, state))
-        _check_no_reset(_arrays(at_reset), _arrays(after), terminated, truncated, hard, soft)
+        _check_no_reset(_arrays(at_reset), _arrays(after), terminated, truncated, found)
     else:
-        soft.append(f"no episode ended within {done.shape[0]} steps, so nothing is known about its end; raise num_steps")
-    _check_limit(episode_limit(params, env), terminated, truncated, hard, soft)
+        found.soft.append(f"no episode ended within {done.shape[0]} steps, so nothing is known about its end; raise num_steps")
+    if (limit := episode_limit(params, env)) is not None:
+        _check_limit(limit, terminated, truncated, found)
 
 
-def _check_no_reset(
-    first: list[np.ndarray], after: list[np.ndarray], terminated: Any, truncated: Any, hard: list[str], soft: list[str]
-) -> None:
+def _check_no_reset(first: list[np.ndarray], after: list[np.ndarray], terminated: Any, truncated: Any, found: Findings) -> None:
     """Numbers that are the same after every reset, are others while an episode goes on, and are back wherever it ends: that is
     a reset, unless it may be chance (`rarest` to the power of the number of ends)."""
     done, rarest = terminated | truncated, 1.0
@@ -167,33 +156,29 @@ def _check_no_reset(
         if not back[done].all():
             return
         rarest = np.min((1 + back[~done].sum(0)) / (1 + (~done).sum()), initial=rarest)
-    message = (
-        "where an episode ends, step returns what reset does; never reset in step: return the observation and the state that "
-        "the action led to"
-    )
     # A task may end where it began, but what cuts it off does so anywhere.
-    if (truncated & ~terminated).sum() * math.log(rarest) < math.log(1e-6):
-        hard.append(message)
-    elif done.sum() * math.log(rarest) < math.log(1e-6):
-        soft.append(message)
+    for ends, findings in (((truncated & ~terminated).sum(), found.hard), (done.sum(), found.soft)):
+        if ends * math.log(rarest) < math.log(1e-6):
+            findings.append(
+                "where an episode ends, step returns what reset does; never reset in step: return the observation and the state "
+                "that the action led to"
+            )
+            return
 
 
-def _check_limit(limit: int | None, terminated: Any, truncated: Any, hard: list[str], soft: list[str]) -> None:
-    if limit is None:
-        return
+def _check_limit(limit: int, terminated: Any, truncated: Any, found: Findings) -> None:
     length = np.zeros(terminated.shape[1], int)
-    cut, silent = 0, 0
+    reported: list[bool] = []
     for ended, cut_off in zip(terminated, truncated):
         length += 1
         at_limit = length >= limit
         if (at_limit & ~(ended | cut_off)).any():
-            hard.append(
+            found.hard.append(
                 f"an episode goes on past the limit of {limit} steps: report truncated at max_steps, and at "
                 "params.max_steps_in_episode of the parameters that step is given (and not of default_params)"
             )
             return
-        cut += at_limit.sum()
-        silent += (at_limit & ~cut_off).sum()
+        reported += cut_off[at_limit].tolist()
         length[ended | cut_off] = 0
-    if cut and silent == cut:
-        soft.append("a time limit is reported as terminated, not truncated: what comes after it counts for nothing")
+    if reported and not any(reported):
+        found.soft.append("a time limit is reported as terminated, not truncated: what comes after it counts for nothing")

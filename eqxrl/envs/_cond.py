@@ -1,5 +1,3 @@
-"""A `lax.cond` that survives `vmap`."""
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, PyTree, Shaped
+
+from eqxrl._typing import describe
 
 
 def cond_any(pred: Bool[Array, "..."], true_fn: Callable[..., PyTree], operands: Sequence[Any], otherwise: PyTree) -> PyTree:
@@ -37,7 +37,14 @@ def cond_any(pred: Bool[Array, "..."], true_fn: Callable[..., PyTree], operands:
         return fn(*operands)
 
     otherwise = jax.tree.map(jnp.asarray, otherwise)
-    _check_same(jax.eval_shape(compute, leaves), jax.eval_shape(lambda: otherwise))
+    trees = jax.eval_shape(compute, leaves), jax.eval_shape(lambda: otherwise)
+    named = [[f"{jax.tree_util.keystr(path)} {describe(x)}" for path, x in jax.tree.leaves_with_path(tree)] for tree in trees]
+    differ = [f"{a} against {b}" for a, b in [tuple(map(jax.tree.structure, trees)), *zip(*named)] if a != b]
+    if differ:
+        raise TypeError(
+            "cond_any needs an `otherwise` of the same structure, shapes and dtypes as true_fn returns; they differ in "
+            + "; ".join(differ)
+        )
     return _cond(compute, jnp.any(pred), leaves, otherwise)
 
 
@@ -49,35 +56,13 @@ def _cond(compute: Callable[[list[Array]], PyTree], needed: Bool[Array, ""], lea
     @run.def_vmap
     def batched(axis_size: int, is_batched: Any, needed: Any, leaves: Any, otherwise: Any) -> tuple[PyTree, PyTree]:
         needed_batched, leaves_batched, otherwise_batched = is_batched
-
-        def over_axis(leaves: list[Array]) -> PyTree:
-            in_axes = [0 if b else None for b in leaves_batched]
-            return jax.vmap(lambda *xs: compute(list(xs)), in_axes=in_axes, axis_size=axis_size)(*leaves)
+        over_axis = jax.vmap(compute, in_axes=([0 if b else None for b in leaves_batched],), axis_size=axis_size)
 
         def spread(x: Shaped[Array, "..."], b: bool) -> Shaped[Array, "..."]:
             return x if b else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-        out = _cond(
-            over_axis,
-            jnp.any(needed) if needed_batched else needed,
-            leaves,
-            jax.tree.map(spread, otherwise, otherwise_batched),
-        )
+        needed = jnp.any(needed) if needed_batched else needed
+        out = _cond(over_axis, needed, leaves, jax.tree.map(spread, otherwise, otherwise_batched))
         return out, jax.tree.map(lambda _: True, out)
 
     return run(needed, leaves, otherwise)
-
-
-def _check_same(computed: PyTree, otherwise: PyTree) -> None:
-    got, want = (
-        [(jax.tree_util.keystr(path), x.dtype, x.shape) for path, x in jax.tree.leaves_with_path(tree)]
-        for tree in (otherwise, computed)
-    )
-    if jax.tree.structure(computed) != jax.tree.structure(otherwise) or got != want:
-        differ = [f"{a} against {b}" for a, b in zip(want, got) if a != b] or [
-            f"{jax.tree.structure(computed)} against {jax.tree.structure(otherwise)}"
-        ]
-        raise TypeError(
-            "cond_any needs an `otherwise` of the same structure, shapes and dtypes as true_fn returns; they differ in "
-            + "; ".join(differ)
-        )

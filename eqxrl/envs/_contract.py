@@ -1,7 +1,7 @@
 """What can be found out about an environment by tracing it: nothing is run, and nothing compiled."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,6 +17,13 @@ METHODS = ("reset", "step", "observation_space", "action_space")
 SIX = "(obs, state, reward, terminated, truncated, info)"
 
 
+class Findings(NamedTuple):
+    """What breaks the contract, and what is only unusual."""
+
+    hard: list[str]
+    soft: list[str]
+
+
 def as_environment(env: Any, env_params: Any = None) -> Any:
     """`env` as an `Environment`: one of gymnax in `Gymnax`, any other as it is.
 
@@ -25,10 +32,15 @@ def as_environment(env: Any, env_params: Any = None) -> Any:
     **Raises:** `TypeError` for what is no environment, or has an action space in which no policy can act; `EnvError` where
     its `step` can't be traced, doesn't return six values, or resets by itself.
     """
+    return trace(env, env_params)[0]
+
+
+def trace(env: Any, env_params: Any) -> tuple[Any, Any, tuple[Any, ...], tuple[Any, ...]]:
+    """What `as_environment` gives, the parameters, and what `reset` and, for the first state, `step` return:
+    `jax.ShapeDtypeStruct`s in place of arrays and numbers."""
     if isinstance(env, tuple):
-        raise TypeError(
-            f"got a tuple of {len(env)} as env; pass its parts, as in: env, env_params = make(...), then env=env, env_params=env_params"
-        )
+        how = "env, env_params = make(...), then env=env, env_params=env_params"
+        raise TypeError(f"got a tuple of {len(env)} as env; pass its parts, as in: {how}")
     if isinstance(env, type | str):
         what = f"the class {env.__name__}; pass an instance of it" if isinstance(env, type) else f"{env!r}; pass it as env_id"
         raise TypeError(f"env must be an environment, but is {what}")
@@ -48,23 +60,21 @@ def as_environment(env: Any, env_params: Any = None) -> Any:
         check_action_space(env.action_space(env_params))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}.action_space: {error}") from error
-    values = trace_step(env, env_params)
-    if len(values) != 6:
-        hint = (
-            ": tell the end of the task (terminated) from a time limit (truncated), in place of one done. gymnax's "
-            "LegacyStepAPIWrapper can be left out"
-        )
-        raise EnvError(f"{name}.step returns {len(values)} values, but must return {SIX}{hint if len(values) == 5 else ''}")
+    first, stepped = _outputs(env, env_params)
+    if len(stepped) != 6:
+        hint = ": tell the end of the task (terminated) from a time limit (truncated), in place of one done. gymnax's "
+        hint = f"{hint}LegacyStepAPIWrapper can be left out" if len(stepped) == 5 else ""
+        raise EnvError(f"{name}.step returns {len(stepped)} values, but must return {SIX}{hint}")
     if is_gymnax(env):
         env = without_reset(env)
-        trace_step(env, env_params)
-    elif isinstance(values[5], Mapping) and "final_observation" in values[5]:
+        first, stepped = _outputs(env, env_params)
+    elif isinstance(stepped[5], Mapping) and "final_observation" in stepped[5]:
         raise EnvError(
             f'{name}.step gives info["final_observation"], as a step does that resets by itself; never reset in step: return '
             "the observation and the state that the action led to, and leave final_observation out (around an environment of "
             "gymnax, wrap eqxrl.envs.Gymnax(env))"
         )
-    return env
+    return env, env_params, first, stepped
 
 
 def check_spaces(env: Any, env_params: Any = None) -> None:
@@ -74,9 +84,7 @@ def check_spaces(env: Any, env_params: Any = None) -> None:
 
     **Raises:** what `as_environment` does; `EnvError` for the rest, naming all that is wrong.
     """
-    env = as_environment(env, env_params)
-    env_params = getattr(env, "default_params", None) if env_params is None else env_params
-    raise_if(env, contract(env, env_params)[0])
+    raise_if(env, contract(*trace(env, env_params)).hard)
 
 
 def raise_if(env: Any, problems: list[str]) -> None:
@@ -86,112 +94,101 @@ def raise_if(env: Any, problems: list[str]) -> None:
         raise EnvError(f"{class_name(env)} breaks the contract of an environment in {count}:{listed}")
 
 
-def trace_reset(env: Any, env_params: Any) -> tuple[Any, Any]:
-    return _trace(env, "reset", 2, "(obs, state)", lambda key: env.reset(key, env_params))
-
-
-def trace_step(env: Any, env_params: Any) -> tuple[Any, ...]:
-    """What `step` returns for the first state: `jax.ShapeDtypeStruct`s in place of arrays."""
-    _, state = trace_reset(env, env_params)
-    state = jax.tree.map(lambda x: x if _shape_dtype(x)[0] is None else jax.ShapeDtypeStruct(*_shape_dtype(x)), state)
+def _outputs(env: Any, env_params: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    first = _call(env, "reset", "(obs, state)", lambda key: env.reset(key, env_params))
+    if len(first) != 2:
+        raise EnvError(f"{class_name(env)}.reset must return (obs, state), not {len(first)} values")
     action = jax.eval_shape(lambda: zeros(env.action_space(env_params)))
-    return _trace(env, "step", None, SIX, lambda key, *args: env.step(key, *args, env_params), state, action)
+    return first, _call(env, "step", SIX, lambda key, *args: env.step(key, *args, env_params), first[1], action)
 
 
-def _trace(env: Any, method: str, num_values: int | None, values: str, run: Any, *args: Any) -> Any:
+def _call(env: Any, method: str, values: str, run: Any, *args: Any) -> tuple[Any, ...]:
     name = f"{class_name(env)}.{method}"
     try:
         out = eqx.filter_eval_shape(run, jr.key(0), *args)
     except EnvError:
         raise
     except Exception as error:
-        line = next(iter(str(error).splitlines()), "")
         raise EnvError(
-            f"{name} could not be traced ({type(error).__name__}: {line}); it is called as "
+            f"{name} could not be traced ({type(error).__name__}: {first_line(error)}); it is called as "
             "reset(key, params) and step(key, state, action, params), and must be jittable"
         ) from error
-    if not isinstance(out, tuple) or len(out) != (num_values or len(out)):
-        got = f"{len(out)} values" if isinstance(out, tuple) else f"one {type(out).__name__}"
-        raise EnvError(f"{name} must return {values}, not {got}")
-    return out
+    if not isinstance(out, tuple):
+        raise EnvError(f"{name} must return {values}, not one {type(out).__name__}")
+    return tuple(jax.tree.map(_shape, out))
 
 
-def contract(env: Any, env_params: Any) -> tuple[list[str], list[str]]:
-    """What breaks the contract in an environment that `as_environment` let pass, and what is only unusual."""
-    hard: list[str] = []
-    soft: list[str] = []
-    obs, state = trace_reset(env, env_params)
-    next_obs, next_state, reward, terminated, truncated, info = trace_step(env, env_params)
-    _fits(env.observation_space(env_params), obs, "the observation of reset", hard, soft)
-    _alike("observation", obs, next_obs, hard)
-    _alike("state", state, next_state, hard)
-    for what, x in (("reward", reward), ("terminated", terminated), ("truncated", truncated)):
-        shape, dtype = _shape_dtype(x)
-        if shape is None or any(n != 1 for n in shape):
-            hard.append(f"{what} must be a scalar, but is {_describe(x)}: one environment is stepped at a time")
+def _shape(x: Any) -> Any:
+    """Without a weak type, which a stepper takes away as well."""
+    if isinstance(x, bool | int | float | complex):
+        return jax.ShapeDtypeStruct((), jnp.result_type(x))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") and hasattr(x, "dtype") else x
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def contract(env: Any, env_params: Any, first: tuple[Any, ...], stepped: tuple[Any, ...]) -> Findings:
+    """How what `trace` gives fits the environment's spaces, and itself."""
+    found = Findings([], [])
+    obs, state = first
+    next_obs, next_state, *scalars, info = stepped
+    _fits(env.observation_space(env_params), obs, "the observation of reset", found)
+    _alike("observation", obs, next_obs, found)
+    _alike("state", state, next_state, found)
+    for what, x in zip(("reward", "terminated", "truncated"), scalars, strict=True):
+        if any(n != 1 for n in getattr(x, "shape", [None])):
+            found.hard.append(f"{what} must be a scalar, but is {describe(x)}: one environment is stepped at a time")
             continue
-        if shape:
-            soft.append(f"{what} is {_describe(x)}, an array of one number; it is made a scalar")
-        if what != "reward" and dtype != jnp.bool_:
-            hard.append(f"{what} must be a bool, but is {_describe(x)}: return {what}.astype(bool)")
-        if what == "reward" and not jnp.issubdtype(dtype, jnp.floating):
-            soft.append(f"reward is {_describe(x)}; it is made a float32")
-    others = [jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(info) if _shape_dtype(x)[0] is None]
+        if x.shape:
+            found.soft.append(f"{what} is {describe(x)}, an array of one number; it is made a scalar")
+        if what != "reward" and x.dtype != jnp.bool_:
+            found.hard.append(f"{what} must be a bool, but is {describe(x)}: return {what}.astype(bool)")
+        if what == "reward" and not jnp.issubdtype(x.dtype, jnp.floating):
+            found.soft.append(f"reward is {describe(x)}; it is made a float32")
+    others = [jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(info) if not hasattr(x, "shape")]
     if not isinstance(info, Mapping) or others:
-        hard.append(f"info must be a dict of arrays, but {f'info{others[0]} is none' if others else f'is {_describe(info)}'}")
-    return hard, soft
+        found.hard.append(f"info must be a dict of arrays, but {f'info{others[0]} is none' if others else f'is {describe(info)}'}")
+    return found
 
 
-def _fits(space: Any, obs: Any, where: str, hard: list[str], soft: list[str]) -> None:
+def _fits(space: Any, obs: Any, where: str, found: Findings) -> None:
     try:
         space = as_space(space)
     except (TypeError, ValueError) as error:
-        hard.append(f"observation_space: {error}")
+        found.hard.append(f"observation_space: {error}")
         return
     if isinstance(space, Dict | Tuple):
-        parts = space.spaces if isinstance(space, Dict) else dict(enumerate(space.spaces))
+        wanted = space.spaces if isinstance(space, Dict) else dict(enumerate(space.spaces))
         if isinstance(obs, Mapping):
-            found = dict(obs)
+            parts = dict(obs)
         elif isinstance(obs, tuple | list) and isinstance(space, Tuple):
-            found = dict(enumerate(obs))
+            parts = dict(enumerate(obs))
         else:  # a struct with a field for each space
-            found = {name: getattr(obs, str(name)) for name in parts if hasattr(obs, str(name))}
-        if set(found) != set(parts):
-            hard.append(f"{where} has the parts {sorted(map(str, found))}, its space {sorted(map(str, parts))}")
+            parts = {name: getattr(obs, str(name)) for name in wanted if hasattr(obs, str(name))}
+        if set(parts) != set(wanted):
+            found.hard.append(f"{where} has the parts {sorted(map(str, parts))}, its space {sorted(map(str, wanted))}")
             return
-        for name, part in parts.items():
-            _fits(part, found[name], f"{where}, part {name!r}", hard, soft)
-        return
-    shape, dtype = _shape_dtype(obs)
-    if shape != space.shape:
-        hard.append(f"{where} is {_describe(obs)}, but observation_space has shape {list(space.shape)}: mend one of them")
-    elif dtype != space.dtype:
-        soft.append(f"{where} is {dtype.name}, observation_space says {space.dtype.name}")
+        for name, part in wanted.items():
+            _fits(part, parts[name], f"{where}, part {name!r}", found)
+    elif getattr(obs, "shape", None) != space.shape:
+        found.hard.append(f"{where} is {describe(obs)}, but observation_space has shape {list(space.shape)}: mend one of them")
+    elif obs.dtype != space.dtype:
+        found.soft.append(f"{where} is {obs.dtype.name}, observation_space says {space.dtype.name}")
 
 
-def _alike(what: str, first: Any, other: Any, hard: list[str]) -> None:
-    if jax.tree.structure(first) != jax.tree.structure(other):
-        hard.append(
-            f"the {what} of reset and of step differ in structure, {jax.tree.structure(first)} against "
-            f"{jax.tree.structure(other)}: return the same pytree from both"
+def _alike(what: str, first: Any, other: Any, found: Findings) -> None:
+    structures = jax.tree.structure(first), jax.tree.structure(other)
+    if structures[0] != structures[1]:
+        found.hard.append(
+            f"the {what} of reset and of step differ in structure, {structures[0]} against {structures[1]}: "
+            "return the same pytree from both"
         )
         return
     for (path, a), b in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(other)):
-        if _shape_dtype(a) != _shape_dtype(b) or _shape_dtype(a)[0] is None:
-            hard.append(
-                f"the {what}{jax.tree_util.keystr(path)} is {_describe(a)} in reset, but {_describe(b)} in step: "
+        if describe(a) != describe(b) or not hasattr(a, "shape"):
+            found.hard.append(
+                f"the {what}{jax.tree_util.keystr(path)} is {describe(a)} in reset, but {describe(b)} in step: "
                 "return arrays of one shape and dtype"
             )
-
-
-def _shape_dtype(x: Any) -> tuple[tuple[int, ...] | None, Any]:
-    if hasattr(x, "shape") and hasattr(x, "dtype"):
-        return tuple(x.shape), x.dtype
-    if isinstance(x, bool | int | float | complex):
-        return (), jnp.result_type(x)
-    return None, None
-
-
-def _describe(x: Any) -> str:
-    shape, dtype = _shape_dtype(x)
-    return describe(x) if shape is None else f"{dtype.name}[{' '.join(map(str, shape))}]"

@@ -1,5 +1,3 @@
-"""Environments by name."""
-
 import functools
 from pathlib import Path
 from typing import Any
@@ -41,8 +39,7 @@ def _make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
         if not callable(factory):
             raise TypeError(f"{env_id} is a {type(factory).__name__}; name a class, or a function that returns an environment")
         env = factory(**env_kwargs)
-        env_params = getattr(env, "default_params", None)
-        return as_environment(env, env_params), env_params
+        return as_environment(env), getattr(env, "default_params", None)
     if "/" in env_id or env_id.endswith(".py"):
         raise ValueError(
             f"there is no environment {env_id!r}: names with a slash are 'suite/name', and no suites are known yet; "

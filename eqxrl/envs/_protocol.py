@@ -79,11 +79,9 @@ class Environment(Protocol):
 
     def observation_space(self, params: Any) -> Any:
         """A space of `eqxrl.spaces`, gymnax or gymnasium."""
-        ...
 
     def action_space(self, params: Any) -> Any:
         """A space of `eqxrl.spaces`, gymnax or gymnasium."""
-        ...
 
 
 class AbstractWrapper(eqx.Module):

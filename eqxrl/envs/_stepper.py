@@ -1,14 +1,7 @@
 """Stepping many environments, and resetting those whose episode ended: a part that can be replaced.
 
 Each stepper steps `[envs]` environments at once, and returns where each goes on together with the observation that its
-action led to. Three of them:
-
-- `ResetWhenDone` computes resets only on steps where an episode ended.
-- `ResetFromPool` draws from first states that were made beforehand, for resets that are dear. The same distribution, up to
-  repetitions within a rollout.
-- `NeverReset` leaves that to who calls it: evaluators, which play one episode each.
-
-One whose episodes all begin as the first one of their environment did, in full:
+action led to. One whose episodes all begin as the first one of their environment did, in full:
 
     class ResetToFirst(AbstractStepper):
         def init(self, env, env_params, keys):
@@ -34,7 +27,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from eqxrl._typing import Action, Observation, check_leading, field, leading, strong, typed
+from eqxrl._structs import AbstractSteps
+from eqxrl._typing import Action, Observation, field, leading, strong, typed
 from eqxrl.envs._cond import cond_any
 from eqxrl.envs._protocol import Transition
 
@@ -42,7 +36,7 @@ Keys = Key[Array, " envs"]
 
 
 @typed
-class VecStep(eqx.Module):
+class VecStep(AbstractSteps):
     """One step of `[envs]` environments; `[steps envs]` of them after a scan."""
 
     obs: Observation = field(metadata=leading("*batch"))
@@ -55,14 +49,6 @@ class VecStep(eqx.Module):
     truncated: Bool[Array, "*batch"]
     final_obs: Observation = field(metadata=leading("*batch"))
     """What each action led to; `obs` where the episode goes on."""
-
-    @property
-    def done(self) -> Bool[Array, "*batch"]:
-        return self.terminated | self.truncated
-
-    def __check_init__(self):
-        check_leading(self, batch=self.reward.shape)
-
 
 class AbstractStepper(eqx.Module):
     """Steps `[envs]` environments. What `init` and `step` return has strong dtypes, so that it can be carried through a scan."""
@@ -153,26 +139,18 @@ def vec_step(stepped: Transition, reset_state: PyTree, first: Callable[..., Any]
       is computed only on steps where one did. Without it, nothing is reset.
     """
     obs, env_state, reward, terminated, truncated = strong(stepped[:5])
-    num_envs = len(reward)
-    reward = reward.reshape(num_envs).astype(jnp.float32)  # some environments give integers, or arrays of one number
-    terminated, truncated = terminated.reshape(num_envs), truncated.reshape(num_envs)
+    # Some environments give integers, or arrays of one number.
+    reward, terminated, truncated = (x.reshape(len(reward)) for x in (reward.astype(jnp.float32), terminated, truncated))
     final_obs, done = obs, terminated | truncated
-
-    def pick(a: Any, b: Any) -> Any:
-        return jnp.where(done.reshape(-1, *[1] * (b.ndim - 1)), a, b)
-
     if first is not None:
         goes_on = (obs, env_state)
-        obs, env_state = jax.tree.map(pick, cond_any(done, first, operands, goes_on), goes_on)
-    return VecStep(
-        obs=obs,
-        env_state=env_state,
-        reset_state=reset_state,
-        reward=reward,
-        terminated=terminated,
-        truncated=truncated,
-        final_obs=final_obs,
-    )
+        obs, env_state = select(done, cond_any(done, first, operands, goes_on), goes_on)
+    return VecStep(obs, env_state, reset_state, reward, terminated, truncated, final_obs)
+
+
+def select(done: Bool[Array, " envs"], yes: PyTree, no: PyTree) -> PyTree:
+    """`yes` where `done`, else `no`: arrays `[envs ...]`."""
+    return jax.tree.map(lambda a, b: jnp.where(done.reshape(-1, *[1] * (b.ndim - 1)), a, b), yes, no)
 
 
 def _reset_all(env: Any, env_params: Any, keys: Key[Array, "..."]) -> tuple[Any, Any]:

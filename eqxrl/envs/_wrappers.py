@@ -1,5 +1,3 @@
-"""Environments around environments."""
-
 from collections.abc import Callable
 from typing import Any
 

@@ -30,10 +30,8 @@ class EpisodeEvaluator(AbstractEvaluator):
     def __call__(self, env: Any, env_params: Any, policy: AbstractPolicy, key: Key[Array, ""]) -> EvalMetrics:
         limit = self.max_steps if self.max_steps is not None else episode_limit(env_params, env)
         if limit is None:
-            raise ValueError(
-                f"{env_name(env)} has no episode limit, so an evaluation might never end; "
-                "pass evaluator=EpisodeEvaluator(num_episodes=..., max_steps=...)"
-            )
+            how = "pass evaluator=EpisodeEvaluator(num_episodes=..., max_steps=...)"
+            raise ValueError(f"{env_name(env)} has no episode limit, so an evaluation might never end; {how}")
         action_space = env.action_space(env_params)
         n = self.num_episodes
         key, reset_key = jax.random.split(key)
@@ -55,7 +53,7 @@ class EpisodeEvaluator(AbstractEvaluator):
             done = done | after.done
             return t + 1, key, after.obs, after.env_state, after.reset_state, carry, done, episode_return, length
 
-        start = (jnp.zeros((), jnp.int32), key, strong(obs), strong(env_state), strong(reset_state), carry)
-        start = (*start, jnp.zeros((n,), bool), jnp.zeros((n,), jnp.float32), jnp.zeros((n,), jnp.int32))
+        per_episode = (jnp.zeros((n,), dtype) for dtype in (bool, jnp.float32, jnp.int32))
+        start = (jnp.zeros((), jnp.int32), key, *strong((obs, env_state, reset_state)), carry, *per_episode)
         *_, episode_return, length = jax.lax.while_loop(going, play, start)
         return EvalMetrics(episode_length=length, cumulative_reward=episode_return)

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Int, Key, PyTree
 
 from eqxrl._structs import AdvantageMinibatch
-from eqxrl._typing import Scalar, describe, strong, typed
+from eqxrl._typing import Scalar, describe, one_more, strong, typed
 from eqxrl.losses import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, trainable
 
@@ -20,7 +20,7 @@ class LearnerState(eqx.Module):
     opt_state: PyTree
     """optax's."""
     num_updates: Int[Array, ""]
-    """Gradient updates so far: what schedules are functions of."""
+    """Gradient updates so far: what schedules are functions of. It stops at 2³¹ - 1, where they stay as they are."""
 
 
 class AbstractLearner(eqx.Module):
@@ -63,10 +63,7 @@ def flatten(rollout: AdvantageMinibatch) -> AdvantageMinibatch:
 
 
 def gradient_update(
-    loss: AbstractLoss,
-    optimizer: optax.GradientTransformation,
-    agent: AbstractActorCritic,
-    state: LearnerState,
+    loss: AbstractLoss, optimizer: optax.GradientTransformation, agent: AbstractActorCritic, state: LearnerState,
     minibatch: AdvantageMinibatch,
 ) -> tuple[AbstractActorCritic, LearnerState, dict[str, Scalar]]:
     """One step of the optimiser on one minibatch `[batch]`. The metrics are the loss's, and `grad_norm`: the gradient's global norm,
@@ -91,4 +88,4 @@ def gradient_update(
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     updated: Any = optax.apply_updates(params, updates)
     metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
-    return eqx.combine(updated, static), LearnerState(opt_state=opt_state, num_updates=state.num_updates + 1), metrics
+    return eqx.combine(updated, static), LearnerState(opt_state=opt_state, num_updates=one_more(state.num_updates)), metrics

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from eqxrl._structs import AdvantageMinibatch
-from eqxrl._typing import Scalar, Schedule, as_number, as_schedule, at_step, field, typed
+from eqxrl._typing import Scalar, Schedule, as_number, as_schedule, at_step, field, typed, within
 from eqxrl.losses._base import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, evaluate
 
@@ -14,8 +14,8 @@ class ActorCriticLoss(AbstractLoss):
     Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4.
     """
 
-    vf_coef: Scalar = field(default=0.5)
-    ent_coef: Schedule = field(default=0.01, converter=as_schedule)
+    vf_coef: Scalar = field(default=0.5, metadata=within(0.0))
+    ent_coef: Schedule = field(default=0.01, converter=as_schedule, metadata=within(0.0))
 
     def __call__(self, agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[Scalar, dict[str, Scalar]]:
         distribution, value = evaluate(agent, minibatch)

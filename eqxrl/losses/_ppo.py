@@ -1,8 +1,10 @@
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from eqxrl._structs import AdvantageMinibatch
-from eqxrl._typing import Scalar, Schedule, as_number, as_schedule, at_step, field, typed
+from eqxrl._typing import Scalar, Schedule, as_number, as_schedule, at_step, field, typed, within
 from eqxrl.losses._base import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, evaluate
 
@@ -18,9 +20,9 @@ class PPOLoss(AbstractLoss):
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
     """
 
-    clip_eps: Schedule = field(default=0.2, converter=as_schedule)
-    vf_coef: Scalar = field(default=0.5)
-    ent_coef: Schedule = field(default=0.01, converter=as_schedule)
+    clip_eps: Schedule = field(default=0.2, converter=as_schedule, metadata=within(0.0))
+    vf_coef: Scalar = field(default=0.5, metadata=within(0.0))
+    ent_coef: Schedule = field(default=0.01, converter=as_schedule, metadata=within(0.0))
     clip_value: bool = field(default=True)
     """Without it the value loss is $\\tfrac12 (v - R)^2$; Andrychowicz et al. 2021 (https://arxiv.org/abs/2006.05990) found
     clipping to help nowhere."""
@@ -30,8 +32,14 @@ class PPOLoss(AbstractLoss):
         clip_eps, ent_coef = as_number(self.clip_eps), as_number(self.ent_coef)
         distribution, value = evaluate(agent, minibatch)
 
-        advantages = minibatch.advantages - jnp.mean(minibatch.advantages)
-        advantages = advantages / (jnp.std(minibatch.advantages) + 1e-8)
+        if minibatch.advantages.size < 2:
+            raise ValueError(
+                "PPOLoss standardises advantages over the minibatch, and of a single sample nothing is left: its gradient is 0; use fewer "
+                "minibatches, or more environments or steps"
+            )
+        # From the first one, so that what is left of equal advantages is exactly 0 and not a rounding error over 1e-8.
+        advantages = minibatch.advantages - minibatch.advantages[0]
+        advantages = (advantages - jnp.mean(advantages)) / (jnp.std(advantages) + 1e-8)
         log_ratio = distribution.log_prob(t.action) - t.log_prob
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
@@ -46,17 +54,10 @@ class PPOLoss(AbstractLoss):
         entropy = jnp.mean(distribution.entropy())
         loss = policy_loss + self.vf_coef * value_loss - ent_coef * entropy
         return loss, dict(
-            policy_loss=policy_loss,
-            value_loss=value_loss,
-            entropy=entropy,
-            approx_kl=jnp.mean((ratio - 1) - log_ratio),
-            clip_fraction=jnp.mean(jnp.abs(ratio - 1) > clip_eps),
+            policy_loss=policy_loss, value_loss=value_loss, entropy=entropy,
+            approx_kl=jnp.mean((ratio - 1) - log_ratio), clip_fraction=jnp.mean(jnp.abs(ratio - 1) > clip_eps),
         )
 
     def at_step(self, num_updates: Int[Array, ""]) -> "PPOLoss":
-        return PPOLoss(
-            clip_eps=at_step(self.clip_eps, num_updates),
-            vf_coef=self.vf_coef,
-            ent_coef=at_step(self.ent_coef, num_updates),
-            clip_value=self.clip_value,
-        )
+        clip_eps, ent_coef = at_step(self.clip_eps, num_updates), at_step(self.ent_coef, num_updates)
+        return dataclasses.replace(self, clip_eps=clip_eps, ent_coef=ent_coef)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from eqxrl._structs import AdvantageMinibatch
 from eqxrl._typing import Carry, Observation, Scalar, describe
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
-from eqxrl.spaces import Discrete, check_action_space
+from eqxrl.spaces import check_action_space
 
 
 class AbstractActorCritic(eqx.Module):
@@ -68,14 +68,12 @@ def check_actor_critic(agent: AbstractActorCritic, obs: PyTree, action_space: An
     if jax.tree.map(describe, expected_carry) != jax.tree.map(describe, carry):
         raise TypeError(f"{name} returned the carry {describe(carry)}, but initial_carry() is {describe(expected_carry)}")
     action = eqx.filter_eval_shape(lambda d: d.sample(jax.random.key(0)), distribution)
-    log_prob = eqx.filter_eval_shape(lambda d: d.log_prob(d.sample(jax.random.key(0))), distribution)
+    log_prob = eqx.filter_eval_shape(lambda d, action: d.log_prob(action), distribution, action)
     if log_prob.shape != ():
         raise TypeError(f"{type(distribution).__name__}.log_prob is {describe(log_prob)} for one action; a scalar is needed")
     space = check_action_space(action_space)
-    n = space.n if isinstance(space, Discrete) else None
-    if isinstance(distribution, Categorical) and distribution.logits.shape[-1] != n:
+    if isinstance(distribution, Categorical) and distribution.logits.shape[-1] != getattr(space, "n", None):
         raise ValueError(f"{name} chooses among {distribution.logits.shape[-1]} actions, but the space is {space}")
-    if getattr(action, "shape", None) != space.shape:
-        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {space}")
-    if jnp.issubdtype(action.dtype, jnp.floating) != jnp.issubdtype(space.dtype, jnp.floating):
+    is_float = jnp.issubdtype(space.dtype, jnp.floating)
+    if getattr(action, "shape", None) != space.shape or jnp.issubdtype(action.dtype, jnp.floating) != is_float:
         raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {space}")

@@ -21,7 +21,7 @@ class AbstractDistribution(eqx.Module):
 
     @abc.abstractmethod
     def log_prob(self, action: Action) -> Float[Array, "*batch"]:
-        """Nats. `action` is one that `sample` could have returned, not a clipped one."""
+        """Nats. `action` is one that `sample` could have returned, not a clipped one; of any other it is −∞."""
 
     @abc.abstractmethod
     def entropy(self) -> Float[Array, "*batch"]:
@@ -45,8 +45,9 @@ class Categorical(AbstractDistribution):
     def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
         log_p = jax.nn.log_softmax(self.logits)
         # A sum over a one-hot mask: its gradient is elementwise, where a gather's is a scatter, slow on every backend.
-        chosen = jax.nn.one_hot(action, log_p.shape[-1], dtype=bool)
-        return jnp.sum(jnp.where(chosen, log_p, 0.0), axis=-1)
+        num_actions = log_p.shape[-1]
+        chosen = jax.nn.one_hot(action, num_actions, dtype=bool)
+        return jnp.where((action >= 0) & (action < num_actions), jnp.sum(jnp.where(chosen, log_p, 0.0), axis=-1), -jnp.inf)
 
     def entropy(self) -> Float[Array, "*batch"]:
         log_p = jax.nn.log_softmax(self.logits)
@@ -73,9 +74,6 @@ class DiagGaussian(AbstractDistribution):
     shape: tuple[int, ...] = eqx.field(static=True)
     """Of one action."""
 
-    def _flat(self, action: Float[Array, "..."]) -> Float[Array, "..."]:
-        return action.reshape(self.mean.shape)
-
     def _shaped(self, flat: Float[Array, "..."]) -> Float[Array, "..."]:
         return flat.reshape(*self.mean.shape[:-1], *self.shape)
 
@@ -84,7 +82,7 @@ class DiagGaussian(AbstractDistribution):
         return self._shaped(self.mean + jnp.exp(self.log_std) * noise)
 
     def log_prob(self, action: Float[Array, "..."]) -> Float[Array, "*batch"]:
-        z = (self._flat(action) - self.mean) * jnp.exp(-self.log_std)
+        z = (action.reshape(self.mean.shape) - self.mean) * jnp.exp(-self.log_std)
         return -jnp.sum(0.5 * z**2 + self.log_std + 0.5 * math.log(2 * math.pi), axis=-1)
 
     def entropy(self) -> Float[Array, "*batch"]:

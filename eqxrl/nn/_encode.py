@@ -21,21 +21,16 @@ class Encoder:
 
     @classmethod
     def of(cls, observation_space: Any) -> "Encoder":
-        categories, size = [], 0
-        for path, leaf in jax.tree.leaves_with_path(parts(observation_space)):
-            categories += [(_names(path), leaf.n)] if isinstance(leaf, Discrete) else []
-            size += leaf.n if isinstance(leaf, Discrete) else math.prod(leaf.shape)
-        return cls(tuple(categories), size)
+        leaves = jax.tree.leaves_with_path(parts(observation_space))
+        categories = tuple((_names(path), leaf.n) for path, leaf in leaves if isinstance(leaf, Discrete))
+        return cls(categories, sum(leaf.n if isinstance(leaf, Discrete) else math.prod(leaf.shape) for _, leaf in leaves))
 
     def __call__(self, obs: Observation, dtype: DTypeLike) -> Float[Array, " obs"]:
         """**Arguments:** one observation; the dtype of the vector."""
-        categories = dict(self.categories)
-
-        def flat(path: Any, x: Any) -> Any:
+        flats, categories = [], dict(self.categories)
+        for path, x in jax.tree.leaves_with_path(obs):
             n = categories.get(_names(path))
-            return jnp.ravel(x).astype(dtype) if n is None else jax.nn.one_hot(x, n, dtype=dtype)
-
-        flats = [flat(path, x) for path, x in jax.tree.leaves_with_path(obs)]
+            flats.append(jnp.ravel(x).astype(dtype) if n is None else jax.nn.one_hot(x, n, dtype=dtype))
         return flats[0] if len(flats) == 1 else jnp.concatenate(flats)
 
 

@@ -24,12 +24,13 @@ def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Arr
     return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size, jnp.float32)))
 
 
-def _mlp(sizes: Sequence[int], out_scale: float, key: Key[Array, ""]) -> tuple[eqx.nn.Linear, ...]:
+def _layers(sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None) -> tuple[eqx.nn.Linear, ...]:
+    """With an `out_scale`, orthogonal ones; else as Equinox initialises them."""
     keys = jax.random.split(key, len(sizes) - 1)
+    if out_scale is None:
+        return tuple(eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
     scales = [math.sqrt(2)] * (len(sizes) - 2) + [out_scale]
-    return tuple(
-        orthogonal_linear(i, o, scale=s, key=k) for i, o, s, k in zip(sizes[:-1], sizes[1:], scales, keys, strict=True)
-    )
+    return tuple(orthogonal_linear(i, o, scale=s, key=k) for i, o, s, k in zip(sizes[:-1], sizes[1:], scales, keys, strict=True))
 
 
 class MLPActorCritic(AbstractActorCritic):
@@ -52,35 +53,24 @@ class MLPActorCritic(AbstractActorCritic):
     encode: Encoder = eqx.field(static=True)
 
     def __init__(
-        self,
-        observation_space: Any,
-        action_space: Any,
-        *,
-        hidden_sizes: Sequence[int] = (64, 64),
-        activation: Callable = jax.nn.tanh,
-        log_std_init: float = 0.0,
-        key: Key[Array, ""],
+        self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (64, 64),
+        activation: Callable = jax.nn.tanh, log_std_init: float = 0.0, key: Key[Array, ""],
     ):
         """**Arguments:** the environment's spaces; `hidden_sizes` of each of the two networks; `log_std_init` of a Box policy, in the
         action's own units."""
         actor_key, critic_key = jax.random.split(key)
         action_space = as_space(action_space)
-        self.encode = Encoder.of(observation_space)
         discrete = isinstance(action_space, Discrete)
-        self.action_shape = action_space.shape
+        self.encode, self.activation, self.action_shape = Encoder.of(observation_space), activation, action_space.shape
         out_size = action_space.n if discrete else math.prod(self.action_shape)
-        self.actor = _mlp([self.encode.size, *hidden_sizes, out_size], 0.01, actor_key)
-        self.critic = _mlp([self.encode.size, *hidden_sizes, 1], 1.0, critic_key)
+        self.actor = _layers([self.encode.size, *hidden_sizes, out_size], actor_key, 0.01)
+        self.critic = _layers([self.encode.size, *hidden_sizes, 1], critic_key, 1.0)
         self.log_std = None if discrete else jnp.full((out_size,), log_std_init, jnp.float32)
-        self.activation = activation
 
     def __call__(self, obs: Observation, carry: tuple[()]) -> tuple[Categorical | DiagGaussian, Scalar, tuple[()]]:
         x = self.encode(obs, self.actor[0].weight.dtype)
         head = apply_mlp(self.actor, self.activation, x)
-        if self.log_std is None:
-            distribution = Categorical(head)
-        else:
-            distribution = DiagGaussian(head, self.log_std, self.action_shape)
+        distribution = Categorical(head) if self.log_std is None else DiagGaussian(head, self.log_std, self.action_shape)
         return distribution, apply_mlp(self.critic, self.activation, x)[0], carry
 
     def initial_carry(self) -> tuple[()]:
@@ -96,22 +86,14 @@ class MLPQNetwork(eqx.Module):
     encode: Encoder = eqx.field(static=True)
 
     def __init__(
-        self,
-        observation_space: Any,
-        action_space: Any,
-        *,
-        hidden_sizes: Sequence[int] = (64, 64),
-        activation: Callable = jax.nn.relu,
-        key: Key[Array, ""],
+        self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (64, 64),
+        activation: Callable = jax.nn.relu, key: Key[Array, ""],
     ):
         action_space = as_space(action_space)
         if not isinstance(action_space, Discrete):
             raise TypeError(f"MLPQNetwork values each action of a Discrete space, but the action space is {action_space}")
-        self.encode = Encoder.of(observation_space)
-        sizes = [self.encode.size, *hidden_sizes, action_space.n]
-        keys = jax.random.split(key, len(sizes) - 1)
-        self.layers = tuple(eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
-        self.activation = activation
+        self.encode, self.activation = Encoder.of(observation_space), activation
+        self.layers = _layers([self.encode.size, *hidden_sizes, action_space.n], key)
 
     def __call__(self, obs: Observation) -> Float[Array, " act"]:
         return apply_mlp(self.layers, self.activation, self.encode(obs, self.layers[0].weight.dtype))

@@ -1,5 +1,3 @@
-"""Running statistics, and the policy that carries them."""
-
 from typing import Any
 
 import equinox as eqx
@@ -29,19 +27,19 @@ class RunningMoments(eqx.Module):
         """Counts `x`, whose trailing axes are those of the mean and whose leading axes are samples."""
         axes = tuple(range(x.ndim - self.mean.ndim))
         n = jnp.asarray(x.size // max(self.mean.size, 1), self.count.dtype)
-        delta = x.astype(self.mean.dtype) - jnp.expand_dims(self.mean, axes)
+        # The first batch's from its first sample, so that a feature that never changes has a variance of exactly 0.
+        center = jnp.where(self.count == 0, x.reshape(-1, *self.mean.shape)[0].astype(self.mean.dtype), self.mean)
+        delta = x.astype(self.mean.dtype) - jnp.expand_dims(center, axes)
         batch_delta, batch_var = jnp.mean(delta, axis=axes), jnp.var(delta, axis=axes)
         weight = n / (self.count + n)
-        mean = self.mean + batch_delta * weight
+        mean = center + batch_delta * weight
         var = self.var * (1 - weight) + batch_var * weight + batch_delta**2 * weight * (1 - weight)
         return RunningMoments(mean=mean, var=var, count=self.count + n)
 
 
 def zero_moments(shape: tuple[int, ...] = ()) -> RunningMoments:
     """Nothing counted: normalising with it changes nothing but clips."""
-    return RunningMoments(
-        mean=jnp.zeros(shape, jnp.float32), var=jnp.ones(shape, jnp.float32), count=jnp.zeros((), jnp.float32)
-    )
+    return RunningMoments(jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), jnp.zeros((), jnp.float32))
 
 
 class NormalizedActorCritic(AbstractActorCritic):
@@ -59,11 +57,11 @@ class NormalizedActorCritic(AbstractActorCritic):
     def __init__(self, actor_critic: AbstractActorCritic, obs: PyTree, *, clip: float = 10.0, epsilon: float = 1e-8):
         """**Arguments:** the policy; `obs`, one observation or its shapes; the bounds in standard deviations; what is added to
         the variance."""
-        self.actor_critic = actor_critic
-        floats = jax.tree.map(lambda x: zero_moments(x.shape) if jnp.issubdtype(x.dtype, jnp.floating) else None, obs)
-        self.statistics = floats
-        self.clip = clip
-        self.epsilon = epsilon
+        for name, x in (("clip", clip), ("epsilon", epsilon)):
+            if not x > 0:
+                raise ValueError(f"NormalizedActorCritic.{name} must be above 0, got {x}")
+        self.actor_critic, self.clip, self.epsilon = actor_critic, clip, epsilon
+        self.statistics = jax.tree.map(lambda x: zero_moments(x.shape) if jnp.issubdtype(x.dtype, jnp.floating) else None, obs)
 
     def __call__(self, obs: Observation, carry: Carry) -> tuple[AbstractDistribution, Scalar, Carry]:
         return self.actor_critic(self.normalize(obs), carry)
@@ -84,13 +82,8 @@ class NormalizedActorCritic(AbstractActorCritic):
 
     def observe(self, obs: Observation) -> "NormalizedActorCritic":
         """Counts observations with any leading axes."""
-
-
-        def leaf(moments: RunningMoments | None, x: Shaped[Array, "..."]) -> RunningMoments | None:
-            return None if moments is None else moments.update(x)
-
-        statistics = jax.tree.map(leaf, self.statistics, obs, is_leaf=_is_statistic)
-        return eqx.tree_at(lambda m: m.statistics, self, statistics, is_leaf=_is_none)
+        statistics = jax.tree.map(lambda m, x: None if m is None else m.update(x), self.statistics, obs, is_leaf=_is_statistic)
+        return eqx.tree_at(lambda agent: agent.statistics, self, statistics, is_leaf=lambda x: x is None)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in dir(self.__dict__.get("actor_critic")):
@@ -113,17 +106,11 @@ def observe(agent: AbstractActorCritic, obs: Observation) -> AbstractActorCritic
 
 def trainable(agent: PyTree) -> PyTree[bool]:
     """Which leaves an optimiser may change: float arrays, except running statistics."""
-    return jax.tree.map(
-        lambda x: jax.tree.map(lambda _: False, x) if _is_moments(x) else eqx.is_inexact_array(x), agent, is_leaf=_is_moments
-    )
 
+    def leaf(x: Any) -> Any:
+        return jax.tree.map(lambda _: False, x) if _is_statistic(x) else eqx.is_inexact_array(x)
 
-def _is_moments(x: Any) -> bool:
-    return isinstance(x, RunningMoments)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
+    return jax.tree.map(leaf, agent, is_leaf=_is_statistic)
 
 
 def _is_statistic(x: Any) -> bool:

@@ -1,16 +1,21 @@
 """Running an algorithm from the host: the trainer with its callbacks and loggers, files and checkpoints."""
 
+from eqxrl.training._builtin import Checkpointing as Checkpointing
+from eqxrl.training._builtin import EarlyStopping as EarlyStopping
+from eqxrl.training._builtin import EpisodeRendering as EpisodeRendering
+from eqxrl.training._builtin import HParamLog as HParamLog
+from eqxrl.training._builtin import NanGuard as NanGuard
+from eqxrl.training._builtin import NonFinite as NonFinite
+from eqxrl.training._builtin import ProgressBar as ProgressBar
+from eqxrl.training._builtin import Throughput as Throughput
 from eqxrl.training._callback import Callback as Callback
-from eqxrl.training._checkpointing import Checkpointing as Checkpointing
 from eqxrl.training._checkpoints import Checkpoints as Checkpoints
-from eqxrl.training._early_stopping import EarlyStopping as EarlyStopping
 from eqxrl.training._files import CheckpointDamaged as CheckpointDamaged
 from eqxrl.training._files import CheckpointMismatch as CheckpointMismatch
 from eqxrl.training._files import load as load
 from eqxrl.training._files import read_manifest as read_manifest
 from eqxrl.training._files import read_metadata as read_metadata
 from eqxrl.training._files import save as save
-from eqxrl.training._hparam_log import HParamLog as HParamLog
 from eqxrl.training._interrupts import Interrupted as Interrupted
 from eqxrl.training._loggers import AbstractLogger as AbstractLogger
 from eqxrl.training._loggers import JSONLLogger as JSONLLogger
@@ -18,13 +23,8 @@ from eqxrl.training._loggers import TensorBoardLogger as TensorBoardLogger
 from eqxrl.training._loggers import WandbLogger as WandbLogger
 from eqxrl.training._metrics import get_error_from_metrics as get_error_from_metrics
 from eqxrl.training._metrics import hyperparameters as hyperparameters
-from eqxrl.training._nan_guard import NanGuard as NanGuard
-from eqxrl.training._nan_guard import NonFinite as NonFinite
-from eqxrl.training._progress import ProgressBar as ProgressBar
-from eqxrl.training._progress import Throughput as Throughput
-from eqxrl.training._rendering import EpisodeRendering as EpisodeRendering
+from eqxrl.training._run_state import load_checkpoint as load_checkpoint
 from eqxrl.training._runs import Run as Run
 from eqxrl.training._runs import RunConfig as RunConfig
-from eqxrl.training._saving import load_checkpoint as load_checkpoint
 from eqxrl.training._trainer import CheckpointNotWritten as CheckpointNotWritten
 from eqxrl.training._trainer import Trainer as Trainer

@@ -86,9 +86,7 @@ class Callback(abc.ABC):
         """`algo.get_batch` returned `batch`, and it is about to be learned from; `batch_idx` counts from 0 in each epoch. `state`
         is the state after `get_batch`, `trainer.state` still the one before."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, algo: Any, state: Any, outputs: TrainStepMetrics, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, algo: Any, state: Any, outputs: TrainStepMetrics, batch: Any, batch_idx: int) -> None:
         """The batch was learned from. `outputs` are still on the device."""
 
     def on_validation_epoch_start(self, trainer: Trainer, algo: Any, state: Any) -> None:
@@ -135,17 +133,12 @@ def encode_state(x: Any, name: str) -> Any:
         return [encode_state(v, name) for v in x]
     if x is None or isinstance(x, bool | int | float | str):
         return x
-    raise TypeError(
-        f"the state of callback {name} holds {type(x).__name__}; pass dicts with string keys, lists, numbers, strings, None "
-        "and arrays of numbers"
-    )
+    fit = "dicts with string keys, lists, numbers, strings, None and arrays of numbers"
+    raise TypeError(f"the state of callback {name} holds {type(x).__name__}; pass {fit}")
 
 
 def decode_state(x: Any) -> Any:
-    """What `encode_state` was given; arrays as NumPy's, tuples as lists.
-
-    **Raises:** `ValueError` or `TypeError` for anything that it can't have returned.
-    """
+    """What `encode_state` was given; arrays as NumPy's, tuples as lists."""
     if isinstance(x, list):
         return [decode_state(v) for v in x]
     if not isinstance(x, dict):

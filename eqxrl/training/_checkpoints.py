@@ -56,21 +56,18 @@ class Checkpoints:
         """
         if iteration < 0:
             raise ValueError(f"iteration must be at least 0, got {iteration}")
-        taken = {"iteration", "score"} & set(metadata or {})
-        if taken:
+        if taken := {"iteration", "score"} & set(metadata or {}):
             raise ValueError(f"metadata must not hold {sorted(taken)}; pass them as arguments of save")
         for i, path in self.files():
             if i > iteration and _is_whole(load_with_metadata, path, tree):
-                raise ValueError(
-                    f"iteration {iteration} would not be the latest in {self.folder}, which holds iteration {i}; pass another folder "
-                    "for another run, continue from latest(like), or delete the later checkpoints"
-                )
+                how = "pass another folder for another run, continue from latest(like), or delete the later checkpoints"
+                raise ValueError(f"iteration {iteration} would not be the latest in {self.folder}, which holds iteration {i}; {how}")
         score = None if score is None else float(score)
         document = encode(tree, {**(metadata or {}), "iteration": iteration, "score": score})
         path = self.folder / f"checkpoint-{iteration:09d}.eqx"
         write(path, document)
         if score is not None and score > self._best_score():
-            write(self._best, document, twin=path)
+            write(self.folder / "best.eqx", document, twin=path)
         kept = 1
         for i, other in self.files():
             if i > iteration or (i < iteration and kept == self.keep):
@@ -87,41 +84,23 @@ class Checkpoints:
         **Raises:** `CheckpointMismatch` (see `eqxrl.load`; an older checkpoint is no answer to that), `FileNotFoundError` where
         there is none, `CheckpointDamaged` where all are damaged.
         """
-        files = self.files()
-        if not files:
-            raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this folder", str(self.folder))
-        damage = []
-        for _, path in files:
-            try:
-                found = load_with_metadata(path, like)
-            except CheckpointDamaged as e:
-                damage.append(str(e))
-                continue
-            for why in damage:
-                warnings.warn(f"{why} Fell back to {path.name}.", stacklevel=2)
-            return found
-        none = f"none of the {len(files)} checkpoints in {self.folder} can be read; best(like) may still be:"
-        raise CheckpointDamaged("\n".join([none, *damage]))
+        return newest(self.folder, lambda path: load_with_metadata(path, like))
 
     def best(self, like: T) -> tuple[T, dict[str, Any]]:
         """The checkpoint with the highest score so far, and its metadata.
 
         **Raises:** `CheckpointDamaged`, `CheckpointMismatch`, `FileNotFoundError` where nothing was saved with a score.
         """
-        return load_with_metadata(self._best, like)
-
-    @property
-    def _best(self) -> Path:
-        return self.folder / "best.eqx"
+        return load_with_metadata(self.folder / "best.eqx", like)
 
     def _best_score(self) -> float:
         try:
-            return read_metadata(self._best)["score"]
+            return read_metadata(self.folder / "best.eqx")["score"]
         except FileNotFoundError:
-            return -math.inf
+            pass
         except CheckpointDamaged as e:
             warnings.warn(f"{e} It is replaced by the present checkpoint.", stacklevel=3)
-            return -math.inf
+        return -math.inf
 
     def files(self) -> list[tuple[int, Path]]:
         """Iterations and paths, newest first."""
@@ -129,11 +108,34 @@ class Checkpoints:
         return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
+def newest(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of the newest checkpoint; where it is damaged, of the one before, with a warning.
+
+    **Raises:** what `read` raises; `FileNotFoundError` where there is none, `CheckpointDamaged` where all are damaged.
+    """
+    damage = []
+    for _, path in Checkpoints(folder).files():
+        try:
+            found = read(path)
+        except FileNotFoundError:  # a running trainer has just deleted it
+            continue
+        except CheckpointDamaged as e:
+            damage.append(str(e))
+            continue
+        for why in damage:
+            warnings.warn(f"{why} Fell back to {path.name}.", stacklevel=3)
+        return found
+    if damage:
+        none = f"none of the {len(damage)} checkpoints in {folder} can be read; best.eqx may still be:"
+        raise CheckpointDamaged("\n".join([none, *damage]))
+    raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this folder", str(folder))
+
+
 def _is_whole(read: Callable[..., Any], *args: Any) -> bool:
     try:
         read(*args)
     except CheckpointDamaged:
         return False
-    except CheckpointMismatch:
-        pass  # of another tree, or in a newer format
+    except CheckpointMismatch:  # of another tree, or in a newer format
+        return True
     return True

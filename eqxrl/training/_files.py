@@ -40,9 +40,7 @@ from eqxrl.training._describe import describe_tree, is_array, is_key, is_numpy, 
 
 T = TypeVar("T")
 
-FORMAT = 2
-"""The newest file format that this version reads, and the one that it writes."""
-
+FORMAT = 2  # the newest one that this version reads, and the one that it writes
 _START, _MIDDLE = b'{"__metadata__":{"header_sha256":"', b'","payload_crc32":"'
 _DIGEST = slice(8 + len(_START), 8 + len(_START) + 64)
 _PAYLOAD_DIGEST = slice(_DIGEST.stop + len(_MIDDLE), _DIGEST.stop + len(_MIDDLE) + 8)
@@ -122,7 +120,13 @@ def load_with_metadata(path: str | os.PathLike, like: T) -> tuple[T, dict[str, A
             _damaged(path, "payload checksum", "the payload's CRC-32 isn't the recorded one")
 
     def restore(keys: tuple, leaf: Any) -> Any:
-        return _restore(stored.pop(jax.tree_util.keystr(keys) or "."), leaf) if is_array(leaf) else leaf
+        if not is_array(leaf):
+            return leaf
+        spec = numbers(leaf)  # the manifest fits `like`, so dtype and shape come from there
+        array = stored.pop(jax.tree_util.keystr(keys) or ".").view(spec.dtype.newbyteorder("=")).reshape(spec.shape)
+        if is_numpy(leaf):
+            return array[()] if isinstance(leaf, np.generic) else array
+        return jax.random.wrap_key_data(jnp.array(array), impl=key_impl(leaf.dtype)) if is_key(leaf) else jnp.array(array)
 
     return jax.tree_util.tree_map_with_path(restore, like), manifest["metadata"]
 
@@ -166,8 +170,8 @@ def write(path: Path, document: tuple[bytes, list[Any]], *, twin: Path | None = 
                 os.close(folder)
     except OSError as e:
         size = len(document[0]) + sum(x.nbytes for x in document[1])
-        what = f"couldn't write a checkpoint of {size} bytes; a file that was there before is as it was"
-        raise OSError(e.errno, f"{e.strerror}: {what}", str(path)) from e
+        why = f"{e.strerror}: couldn't write a checkpoint of {size} bytes; a file that was there before is as it was"
+        raise OSError(e.errno, why, str(path)) from e
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -267,12 +271,12 @@ def _compare(path: str | os.PathLike, manifest: dict[str, Any], like: PyTree) ->
     """The arrays of `like`, whose description is the file's."""
     stored, (expected, arrays), lines = manifest["tree"], describe_tree(like), []
     for name in expected | stored:
-        has = f"the file has {stored[name]}" if name in stored else "isn't in the file"
-        wanted = f"expected {expected[name]}" if name in expected else "nothing is expected there"
-        lines += [f"{name}: {has}; {wanted}"] if stored.get(name) != expected.get(name) else []
+        if stored.get(name) != expected.get(name):
+            has = f"the file has {stored[name]}" if name in stored else "isn't in the file"
+            lines.append(f"{name}: {has}; " + (f"expected {expected[name]}" if name in expected else "nothing is expected there"))
     for name, x in arrays.items():
-        narrow = x.dtype if is_numpy(x) else jax.dtypes.canonicalize_dtype(x.dtype)
-        lines += [f"{name}: JAX would make {narrow} of {x.dtype.name}; set jax.config.jax_enable_x64"] if narrow != x.dtype else []
+        if not is_numpy(x) and (narrow := jax.dtypes.canonicalize_dtype(x.dtype)) != x.dtype:
+            lines.append(f"{name}: JAX would make {narrow} of {x.dtype.name}; set jax.config.jax_enable_x64")
     if lines:
         shown = "".join(f"\n  {_printable(line)}" for line in lines[:20])
         more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
@@ -283,15 +287,6 @@ def _compare(path: str | os.PathLike, manifest: dict[str, Any], like: PyTree) ->
             f"value. The file was written with {_printable(writers)}."
         )
     return arrays
-
-
-def _restore(data: np.ndarray, like: Any) -> Any:
-    """An array of its bytes. `_compare` has seen that the manifest fits `like`, so dtype and shape come from there."""
-    spec = numbers(like)
-    array = data.view(spec.dtype.newbyteorder("=")).reshape(spec.shape)
-    if is_numpy(like):
-        return array[()] if isinstance(like, np.generic) else array
-    return jax.random.wrap_key_data(jnp.array(array), impl=key_impl(like.dtype)) if is_key(like) else jnp.array(array)
 
 
 def versions() -> dict[str, str]:

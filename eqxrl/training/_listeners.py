@@ -32,25 +32,26 @@ class Listeners:
         self._trainer = trainer
         self._algo = algo
         kinds = [type(x).__name__ for x in trainer.callbacks]
-        self._names = [k if kinds.count(k) == 1 else f"{k}-{kinds[:i].count(k) + 1}" for i, k in enumerate(kinds)]
-        self._loggers: list[AbstractLogger] = []
+        names = [k if kinds.count(k) == 1 else f"{k}-{kinds[:i].count(k) + 1}" for i, k in enumerate(kinds)]
+        self._callbacks = dict(zip(names, trainer.callbacks, strict=True))
+        self.loggers: list[AbstractLogger] = []
+        """Those that want rows."""
         self._failed: set[int] = set()
         self._closing: list[Callable[[], Any]] = []
         self._row: dict[str, Any] = {}
 
     def open(self, hyperparameters: dict[str, Any], states: dict[str, Any], resumed_at: int | None) -> None:
         """Sets up the callbacks, gives them their `states`, and starts the loggers."""
-        for name, callback in zip(self._names, self._trainer.callbacks, strict=True):
-            if overrides(callback, "setup"):
-                callback.setup(self._trainer, self._algo, self._trainer.state)
+        for name, callback in self._callbacks.items():
+            callback.setup(self._trainer, self._algo, self._trainer.state)
             self._closing.append(lambda x=callback: x.teardown(self._trainer, self._algo, self._trainer.state))
             if name in states:
                 callback.state = states[name]
-        if lost := [name for name in states if name not in self._names]:
+        if lost := [name for name in states if name not in self._callbacks]:
             warnings.warn(f"the checkpoint holds the state of callbacks that aren't there now: {', '.join(lost)}", stacklevel=3)
         for logger in self._trainer.loggers:
             if self._guarded(logger, "start", hyperparameters, resumed_at):
-                self._loggers.append(logger)
+                self.loggers.append(logger)
                 self._closing.append(lambda x=logger: self._guarded(x, "close"))
 
     def close(self) -> None:
@@ -68,31 +69,24 @@ class Listeners:
 
     def hear(self, *hooks: str) -> bool:
         """Does any callback do anything in one of these hooks?"""
-        return any(overrides(callback, hook) for callback in self._trainer.callbacks for hook in hooks)
+        return any(overrides(callback, hook) for callback in self._callbacks.values() for hook in hooks)
 
     def call(self, hook: str, *args: Any, state: Any = None) -> None:
-        for callback in self._trainer.callbacks:
-            if overrides(callback, hook):
-                getattr(callback, hook)(self._trainer, self._algo, self._trainer.state if state is None else state, *args)
+        for callback in self._callbacks.values():
+            getattr(callback, hook)(self._trainer, self._algo, self._trainer.state if state is None else state, *args)
 
     def states(self) -> dict[str, Any]:
         """What the callbacks want to keep, as JSON."""
-        states = {name: callback.state for name, callback in zip(self._names, self._trainer.callbacks, strict=True)}
-        return {name: encode_state(x, name) for name, x in states.items() if x is not None}
-
-    @property
-    def have_loggers(self) -> bool:
-        """Does anyone want rows?"""
-        return bool(self._loggers)
+        return {name: encode_state(x, name) for name, callback in self._callbacks.items() if (x := callback.state) is not None}
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Adds to the row that the loggers get next."""
-        if self._loggers:
+        if self.loggers:
             self._row |= {k: plain(x) for k, x in values.items()}
 
     def send_row(self) -> None:
         if self._row:
-            for logger in self._loggers:
+            for logger in self.loggers:
                 self._guarded(logger, "log", self._trainer.env_steps, self._row)
             self._row, self._trainer.run.last_row = {}, self._trainer.env_steps
 
@@ -106,8 +100,8 @@ class Listeners:
                 raise
             if id(logger) not in self._failed:
                 self._failed.add(id(logger))
-                name = type(logger).__name__
+                name, where = type(logger).__name__, self._trainer.run.where()
                 lost = f"Training goes on; what {name} misses is lost, and it won't be mentioned again"
-                warnings.warn(f"{name}.{method} failed {self._trainer.run.where()}: {e!r}. {lost}", stacklevel=3)
+                warnings.warn(f"{name}.{method} failed {where}: {e!r}. {lost}", stacklevel=3)
             return False
         return True

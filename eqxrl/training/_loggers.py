@@ -2,6 +2,7 @@
 
 import abc
 import csv
+import importlib
 import io
 import json
 import math
@@ -13,8 +14,7 @@ from typing import Any
 from eqxrl.training._metrics import flat
 
 Values = Mapping[str, Any]
-"""By name, such as `eval/return_mean`: a number, or a list of one for each seed where several are trained. NaN: there is
-none."""
+"""By name, such as `eval/return_mean`: a number, or a list of one for each seed where several are trained. NaN: there is none."""
 
 
 class AbstractLogger(abc.ABC):
@@ -101,26 +101,19 @@ class TensorBoardLogger(AbstractLogger):
     """
 
     def __init__(self, folder: str | os.PathLike, **kwargs: Any):
-        try:
-            import tensorboardX  # noqa: F401
-        except ImportError as e:
-            raise ImportError("TensorBoardLogger needs tensorboardX: pip install 'eqxrl[tensorboard]'") from e
-        self.folder = Path(folder)
-        self.kwargs = kwargs
+        self._tensorboard = _extra("tensorboardX", "tensorboard", type(self).__name__)
+        self.folder, self.kwargs = Path(folder), kwargs
 
     def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
-        from tensorboardX import SummaryWriter
-
         purge = None if resumed_at is None else resumed_at + 1
-        self._writer = SummaryWriter(str(self.folder), purge_step=purge, **self.kwargs)
+        self._writer = self._tensorboard.SummaryWriter(str(self.folder), purge_step=purge, **self.kwargs)
         if resumed_at is None:
             text = json.dumps(hyperparameters, indent=2)
             self._writer.add_text("hyperparameters", "\n".join(f"    {line}" for line in text.splitlines()), 0)  # as code
 
     def log(self, env_steps: int, values: Values) -> None:
-        for name, x in flat(values).items():
-            if _null(x) is not None:
-                self._writer.add_scalar(name, x, env_steps)
+        for name, x in _finite(values).items():
+            self._writer.add_scalar(name, x, env_steps)
         self._writer.flush()
 
     def close(self) -> None:
@@ -135,22 +128,29 @@ class WandbLogger(AbstractLogger):
     """
 
     def __init__(self, **kwargs: Any):
-        try:
-            import wandb  # noqa: F401
-        except ImportError as e:
-            raise ImportError("WandbLogger needs wandb: pip install 'eqxrl[wandb]'") from e
+        self._wandb = _extra("wandb", "wandb", type(self).__name__)
         self.kwargs = kwargs
 
     def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
-        import wandb
-
-        self._run = wandb.init(**{**self.kwargs, "config": hyperparameters | self.kwargs.get("config", {})})
+        self._run = self._wandb.init(**{**self.kwargs, "config": hyperparameters | self.kwargs.get("config", {})})
 
     def log(self, env_steps: int, values: Values) -> None:
-        self._run.log({k: x for k, x in flat(values).items() if _null(x) is not None}, step=env_steps)
+        self._run.log(_finite(values), step=env_steps)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _extra(package: str, extra: str, logger: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as e:
+        raise ImportError(f"{logger} needs {package}: pip install 'eqxrl[{extra}]'") from e
+
+
+def _finite(values: Values) -> dict[str, Any]:
+    """One number by name, for services that know nothing else."""
+    return {k: x for k, x in flat(values).items() if _null(x) is not None}
 
 
 def _null(x: Any) -> Any:

@@ -1,5 +1,4 @@
-"""What is made of the numbers of a run on the host: means over an epoch, summaries of an evaluation, hyperparameters for
-reading."""
+"""What is made of a run's numbers on the host: means over an epoch, summaries of an evaluation, hyperparameters for reading."""
 
 import dataclasses
 import math
@@ -16,8 +15,7 @@ from eqxrl._typing import describe
 from eqxrl.envs import env_name
 from eqxrl.viz import iqm
 
-_FEW = 32
-"""Arrays of up to so many numbers are written out."""
+_FEW = 32  # arrays of up to so many numbers are written out
 
 Sums = dict[str, Any]
 """Float64 sums, of numbers or `[seeds]`: `num_iterations`; `means`, by name, weighted with the number of iterations;
@@ -61,12 +59,9 @@ def summarize_training(outputs: TrainStepMetrics) -> dict[str, Any]:
     """By the name that it is logged under; NaN for means over no episode."""
     episodes = outputs.episodes
     per_episode = {"return": episodes.total_return, "length": episodes.total_length}
-    count = np.maximum(episodes.count, 1)
-    return {
-        **{f"train/{k}": x for k, x in outputs.means.items()},
-        "train/num_episodes": episodes.count,
-        **{f"train/episode_{k}": np.where(episodes.count > 0, x / count, np.nan) for k, x in per_episode.items()},
-    }
+    count = np.where(episodes.count > 0, episodes.count, np.float32(np.nan))
+    means = {f"train/{k}": x for k, x in outputs.means.items()} | {"train/num_episodes": episodes.count}
+    return means | {f"train/episode_{k}": x / count for k, x in per_episode.items()}
 
 
 def summarize_evaluation(metrics: EvalMetrics) -> dict[str, Any]:
@@ -90,7 +85,7 @@ def hyperparameters(algo: Any, axes: PyTree = None) -> dict[str, Any]:
     """
     written = lambda axis, x: x if axis is None else jax.tree.map(plain, x)  # noqa: E731
     algo = jax.tree.map(written, axes, algo, is_leaf=lambda x: x is None)
-    settings = {f.name: _readable(getattr(algo, f.name)) for f in dataclasses.fields(algo) if f.name != "env"}
+    settings = {f.name: readable(getattr(algo, f.name)) for f in dataclasses.fields(algo) if f.name != "env"}
     for x in settings.values():
         if isinstance(x, dict):
             x.pop("type", None)
@@ -105,14 +100,14 @@ def plain(x: Any) -> Any:
     return float(str(x)) if jnp.issubdtype(x.dtype, np.floating) else x.item()
 
 
-def flat(values: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
-    """Nested dicts as one, its keys joined; lists (of seeds) as one entry for each, `name/seed_0`."""
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts as one, its keys joined by `/`; lists (of seeds) as one entry for each, `name/seed_0`."""
     entries: dict[str, Any] = {}
     for key, x in values.items():
         if isinstance(x, Mapping):
-            entries |= {f"{key}{separator}{k}": v for k, v in flat(x, separator).items()}
+            entries |= {f"{key}/{k}": v for k, v in flat(x).items()}
         elif isinstance(x, list):
-            entries |= flat({f"{key}{separator}seed_{i}": y for i, y in enumerate(x)}, separator)
+            entries |= flat({f"{key}/seed_{i}": y for i, y in enumerate(x)})
         else:
             entries[key] = x
     return entries
@@ -126,24 +121,22 @@ def _environment(env: Any) -> dict[str, Any]:
     else:
         settings = {k: x for k, x in getattr(env, "__dict__", {}).items() if k == "env" or isinstance(x, bool | int | float | str)}
     public = {k: x for k, x in settings.items() if not k.startswith("_")}
-    return {"type": type(env).__qualname__} | {k: (_environment if k == "env" else _readable)(x) for k, x in public.items()}
+    return {"type": type(env).__qualname__} | {k: (_environment if k == "env" else readable)(x) for k, x in public.items()}
 
 
-def _readable(x: Any) -> Any:
+def readable(x: Any) -> Any:
+    """As JSON: numbers, names, nested dicts with a `type`; infinities and NaN as strings."""
     if x is None or isinstance(x, bool | int | str):
         return x
     if isinstance(x, float | np.generic | np.ndarray | Array):
-        dtype = np.dtype(float) if isinstance(x, float) else x.dtype
-        number = jnp.issubdtype(dtype, np.number) or dtype == np.bool_
-        return jax.tree.map(_finite, plain(x)) if number and np.size(x) <= _FEW else describe(x)
+        number = isinstance(x, float) or jnp.issubdtype(x.dtype, np.number) or x.dtype == np.bool_
+        if not number or np.size(x) > _FEW:
+            return describe(x)
+        return jax.tree.map(lambda y: str(y) if isinstance(y, complex) or not np.isfinite(y) else y, plain(x))
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        return {"type": type(x).__qualname__} | {f.name: _readable(getattr(x, f.name, None)) for f in dataclasses.fields(x)}
+        return {"type": type(x).__qualname__} | {f.name: readable(getattr(x, f.name, None)) for f in dataclasses.fields(x)}
     if isinstance(x, Mapping):
-        return {str(k): _readable(v) for k, v in x.items()}
+        return {str(k): readable(v) for k, v in x.items()}
     if isinstance(x, tuple | list):
-        return [_readable(y) for y in x]
+        return [readable(y) for y in x]
     return getattr(x, "__qualname__", type(x).__qualname__)
-
-
-def _finite(x: Any) -> Any:
-    return str(x) if isinstance(x, float) and not math.isfinite(x) else x

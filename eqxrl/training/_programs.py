@@ -21,9 +21,7 @@ Kept = tuple[AbstractAlgorithm, PyTree, Int[Array, ""]]
 """An algorithm, its axes, and a number (of iterations, or of the iteration)."""
 
 _AXES = "eqx.tree_at(lambda a: a.hp.learning_rate, jax.tree.map(lambda _: None, algo), 0, is_leaf=lambda x: x is None)"
-_STATIC = (
-    "Static fields can't be swept, and field(default=1) is static because its default is an int; declare the field with static=False"
-)
+_STATIC = "Static fields can't be swept, and field(default=1) is static because its default is an int; declare it with static=False"
 
 
 def check_axes(algo: AbstractAlgorithm, axes: PyTree, keys: Key[Array, "..."]) -> PyTree:
@@ -48,23 +46,19 @@ def check_axes(algo: AbstractAlgorithm, axes: PyTree, keys: Key[Array, "..."]) -
     for (path, x), axis in zip(leaves, jax.tree.leaves(axes, is_leaf=is_none), strict=True):
         name = jax.tree_util.keystr(path).removeprefix(".")
         if axis is not None and not (axis == 0 and eqx.is_array(x) and x.shape[:1] == keys.shape):
-            raise ValueError(
-                f"axes is {axis} for {name} = {describe(x)}; it must be 0 for JAX arrays that start with an axis of {keys.size} seeds, "
-                "and None for anything else"
-            )
+            wanted = f"it must be 0 for JAX arrays that start with an axis of {keys.size} seeds, and None for anything else"
+            raise ValueError(f"axes is {axis} for {name} = {describe(x)}; {wanted}")
         if axis is None and name in fields and fields[name].type in (Scalar, Schedule) and eqx.is_array(x) and x.ndim:
-            raise ValueError(
-                f"{name} must be one number, got {describe(x)}; to train a seed with each of these values, pass [seeds] keys and "
-                f"axes={_AXES.replace('hp.learning_rate', name)}"
-            )
+            sweep = f"pass [seeds] keys and axes={_AXES.replace('hp.learning_rate', name)}"
+            raise ValueError(f"{name} must be one number, got {describe(x)}; to train a seed with each of these values, {sweep}")
     return axes if keys.ndim else False
 
 
-def for_each(f: Callable, algo: Any, axes: PyTree) -> Callable:
-    """`f(algo, *args)` as a function of `args`; for each seed, if there are several."""
+def for_each(f: Callable, algo: Any, axes: PyTree, *args: Any) -> Any:
+    """`f(algo, *args)`; for each seed, if there are several."""
     if axes is False:
-        return lambda *args: f(algo, *args)
-    return lambda *args: eqx.filter_vmap(f, in_axes=(axes, *[eqx.if_array(0)] * len(args)))(algo, *args)
+        return f(algo, *args)
+    return eqx.filter_vmap(f, in_axes=(axes, *[eqx.if_array(0)] * len(args)))(algo, *args)
 
 
 def member(tree: PyTree, axes: PyTree, i: int) -> PyTree:
@@ -74,37 +68,34 @@ def member(tree: PyTree, axes: PyTree, i: int) -> PyTree:
 
 @eqx.filter_jit
 def init(algo: AbstractAlgorithm, axes: PyTree, keys: Key[Array, "..."]) -> Any:
-    return for_each(lambda algo, key: algo.init_train_state(key), algo, axes)(keys)
+    return for_each(lambda algo, key: algo.init_train_state(key), algo, axes, keys)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def iterate(kept: Kept, state: Any) -> tuple[Any, TrainStepMetrics]:
     algo, axes, num_iterations = kept
-    return for_each(lambda algo, state: algo.iterations(state, num_iterations), algo, axes)(state)
+    return for_each(lambda algo, state: algo.iterations(state, num_iterations), algo, axes, state)
 
 
 @eqx.filter_jit
 def collect(kept: Kept, state: Any) -> tuple[Any, Any]:
     algo, axes, batch_idx = kept
-    return for_each(lambda algo, state: algo.get_batch(state, batch_idx), algo, axes)(state)
+    return for_each(lambda algo, state: algo.get_batch(state, batch_idx), algo, axes, state)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def learn(kept: tuple[Kept, Any], state: Any) -> tuple[Any, TrainStepMetrics]:
     (algo, axes, batch_idx), batch = kept
-    return for_each(lambda algo, state, batch: algo.training_step(batch_idx, state, batch), algo, axes)(state, batch)
+    return for_each(lambda algo, state, batch: algo.training_step(batch_idx, state, batch), algo, axes, state, batch)
 
 
 @eqx.filter_jit
 def evaluate(algo: AbstractAlgorithm, axes: PyTree, state: Any) -> EvalMetrics:
-    return for_each(lambda algo, state: algo.eval_callback(state), algo, axes)(state)
+    return for_each(lambda algo, state: algo.eval_callback(state), algo, axes, state)
 
 
 @eqx.filter_jit
 def keep(stopped: Bool[Array, " seeds"], before: Any, after: Any) -> Any:
     """The state before for seeds that are stopped, after for the others."""
-
-    def leaf(b: Any, a: Any) -> Any:
-        return jnp.where(stopped.reshape(-1, *[1] * (a.ndim - 1)), b, a) if eqx.is_array(a) else a
-
+    leaf = lambda b, a: jnp.where(stopped.reshape(-1, *[1] * (a.ndim - 1)), b, a) if eqx.is_array(a) else a  # noqa: E731
     return jax.tree.map(leaf, before, after)

@@ -1,25 +1,35 @@
-"""Where a run stands, as data."""
+"""Where a run stands, as data; and how it begins: anew, from a training state, or from its checkpoints."""
 
 import dataclasses
+import errno
+import functools
+import warnings
+from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
+from eqxrl._typing import as_key
+from eqxrl.algorithms import AbstractAlgorithm
+from eqxrl.training import _programs as programs
 from eqxrl.training._callback import decode_state, encode_state
-from eqxrl.training._metrics import Sums, add_metrics
+from eqxrl.training._checkpoints import Checkpoints, newest
+from eqxrl.training._files import CheckpointMismatch, load, read_metadata
+from eqxrl.training._metrics import Sums, add_metrics, flat, hyperparameters
 
-_IN_THE_TREE = ("state", "evaluations")
-_NOT_STORED = ("ends", "iteration_size", "pending")
+_APART = ("state", "evaluations", "ends", "iteration_size", "pending")  # in the checkpoint's tree, or known otherwise
+_TOTAL = "hp/total_timesteps"
 
 
 @dataclasses.dataclass
 class RunState:
-    """Everything that a run needs to go on, besides the algorithm and the callbacks' own state. `stored` puts all of it into a
-    checkpoint, and `of` takes it out again: a field that is added here is saved and restored."""
+    """All that a run needs to go on, besides the algorithm and the callbacks' own state. `stored` puts it into a checkpoint, and
+    `of` takes it out again: a field that is added here is saved and restored."""
 
     state: Any
     """The training state, stacked `[seeds ...]` where there are several."""
@@ -83,8 +93,7 @@ class RunState:
         return f"after iteration {self.iteration} of {self.num_iterations}, at {self.env_steps} env steps"
 
     def fetch(self, more: PyTree = None) -> PyTree:
-        """Brings the pending metrics to the host, and `more`, in one transfer; what seeds did after they were stopped doesn't
-        count."""
+        """Brings the pending metrics to the host, and `more`, in one transfer. What stopped seeds did doesn't count."""
         pending, more = jax.device_get((self.pending, more))
         for num_iterations, stopped, metrics in pending:
             if stopped is not None:
@@ -98,7 +107,7 @@ class RunState:
         self.fetch()
         self.evaluations = jax.device_get(self.evaluations)
         evaluations = jax.tree.map(lambda *x: np.stack(x), *self.evaluations) if self.evaluations else None
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _IN_THE_TREE + _NOT_STORED}
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _APART}
         return {"train_state": self.state, "evaluations": evaluations}, encode_state(settings, "the run")
 
     @classmethod
@@ -113,3 +122,99 @@ class RunState:
         """The training state, and the evaluations, `[evals episodes]` or `[seeds evals episodes]`."""
         axis = 0 if self.num_seeds is None else 1
         return self.state, jax.tree.map(lambda *x: jnp.stack(x, axis), *self.evaluations)
+
+
+def load_checkpoint(folder: str | Path, algo: AbstractAlgorithm, *, best: bool = False, axes: PyTree = None) -> tuple[Any, EvalMetrics]:
+    """The training state in the newest checkpoint of a run, or in the best one, and the evaluations up to then, shaped as `fit`
+    returns them.
+
+    **Arguments:** `folder` as it was given to `Trainer`; the algorithm of the run, and its `axes` if it was a sweep.
+
+    **Raises:** `FileNotFoundError`, `CheckpointMismatch`, `CheckpointDamaged`.
+    """
+    read = functools.partial(_read, algo, axes)
+    return (read(Path(folder) / "best.eqx") if best else newest(Path(folder), read))[0].result()
+
+
+def _read(algo: AbstractAlgorithm, axes: PyTree, path: Path) -> tuple[RunState, PyTree, dict[str, Any], bool]:
+    """Where the run stood; the algorithm's axes; the states of the callbacks; and whether the algorithm has a larger
+    `total_timesteps` than the run, and is otherwise the same."""
+    metadata = read_metadata(path)
+    try:
+        run, stored = metadata["run"], flat(metadata["hyperparameters"])
+        keys, num_evaluations = jax.random.key(0, impl=run["key_impl"]), len(run["evaluated_at"])
+        keys = keys if run["num_seeds"] is None else jax.random.split(keys, run["num_seeds"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointMismatch(f"the checkpoints in {path.parent} weren't written by a Trainer; read them with eqxrl.load") from e
+    axes = programs.check_axes(algo, axes, keys)
+    present = flat(hyperparameters(algo, None if axes is False else axes))
+    changed = {k for k in {*stored, *present} if stored.get(k) != present.get(k)}
+    extended = changed == {_TOTAL} and present[_TOTAL] > stored[_TOTAL]
+    if changed and not extended:
+        lines = [f"\n  {k}: the run has {stored.get(k)}, the algorithm {present.get(k)}" for k in sorted(changed)]
+        raise CheckpointMismatch(
+            f"the run in {path.parent} isn't one of this algorithm:{''.join(lines)}\nPass the algorithm that it was started with; only "
+            "total_timesteps may be larger. To go on with other hyperparameters, pass the state that load_checkpoint returns as "
+            "train_state, in a new folder"
+        )
+    state = eqx.filter_eval_shape(programs.init, algo, axes, keys)
+    one = eqx.filter_eval_shape(programs.evaluate, algo, axes, state)
+    evaluations = jax.tree.map(lambda x: np.zeros((num_evaluations, *x.shape), x.dtype), one) if num_evaluations else None
+    tree = load(path, {"train_state": state, "evaluations": evaluations})
+    callbacks = {k: decode_state(x) for k, x in metadata["callbacks"].items()}
+    return RunState.of(tree, run, programs.member(algo, axes, 0)), axes, callbacks, extended
+
+
+def start(
+    folder: Path | None, algo: Any, rng: Any, train_state: Any, skip_initial_evaluation: bool, resume: bool, axes: PyTree
+) -> tuple[RunState, PyTree, dict[str, Any] | None]:
+    """Where a run stands when `Trainer.fit` is called with these arguments; the algorithm's axes; and, if it goes on from a
+    checkpoint, the states of its callbacks."""
+    if not isinstance(algo, AbstractAlgorithm):
+        got = algo.__name__ if isinstance(algo, type) else type(algo).__name__
+        raise TypeError(f"fit takes an algorithm first, such as PPO.create('CartPole-v1'), got {got}")
+    if train_state is not None and not hasattr(train_state, "rng"):
+        raise TypeError(f"train_state must be a training state, the first of the two that fit returns, got {type(train_state).__name__}")
+    if resume and folder is None:
+        raise ValueError("resume=True needs a folder to resume from; pass Trainer(folder=...)")
+    if folder is not None and Checkpoints(folder).files():
+        if resume:
+            return _resumed(folder, algo, axes)
+        why = "this folder holds a run; pass fit(..., resume=True) to go on with it, or another folder"
+        raise FileExistsError(errno.EEXIST, why, str(folder))
+    if rng is None and train_state is None:
+        if resume:
+            raise FileNotFoundError(errno.ENOENT, "there is no run to resume in this folder; pass rng to start one", str(folder))
+        raise ValueError("pass either rng, a key or a seed, to start anew, or train_state, to go on from it")
+    keys = as_key(rng) if train_state is None else train_state.rng  # pyright: ignore[reportArgumentType]
+    axes = programs.check_axes(algo, axes, keys)
+    state = programs.init(algo, axes, keys) if train_state is None else train_state
+    one, num_seeds = programs.member(algo, axes, 0), keys.shape[0] if keys.ndim else None
+    stopped = None if num_seeds is None else np.zeros(num_seeds, bool)
+    run = RunState(
+        state=copy(state), key_impl=str(jax.random.key_impl(state.rng)), num_seeds=num_seeds, stopped=stopped,
+        skip_initial_evaluation=skip_initial_evaluation, first_env_step=one.env_steps(state),
+        ends=np.cumsum(one.chunks), iteration_size=one.iteration_size,
+    )
+    return run, axes, None
+
+
+def _resumed(folder: Path, algo: AbstractAlgorithm, axes: PyTree) -> tuple[RunState, PyTree, dict[str, Any]]:
+    run, axes, callbacks, extended = newest(folder, functools.partial(_read, algo, axes))
+    for iteration, path in Checkpoints(folder).files():
+        if iteration > run.iteration:  # it is damaged, and would be in the way of the next one
+            path.unlink()
+    if run.stop_reason is not None and extended:
+        run.stop_reason = None
+        if run.stopped is not None and run.stopped.all():  # seeds that were stopped before the others stay so
+            run.stopped[:] = False
+    elif run.stop_reason is not None:
+        how = f"pass an algorithm whose total_timesteps is above {algo.hp.total_timesteps}, and is otherwise the same"
+        why = f"the run in {folder} was stopped ({run.stop_reason}) {run.where()}"
+        warnings.warn(f"{why}, and stays so; to go on with it, {how}", stacklevel=4)
+    return run, axes, callbacks
+
+
+def copy(tree: PyTree) -> PyTree:
+    """For a state whose buffers are about to be donated."""
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array_like(x) and hasattr(x, "dtype") else x, tree)

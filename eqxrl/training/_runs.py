@@ -1,6 +1,8 @@
 """A run's folder: what was run, how it went, and the policy that came of it."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -19,9 +21,10 @@ from eqxrl.training._callback import Callback
 from eqxrl.training._checkpoints import Checkpoints
 from eqxrl.training._files import save, versions
 from eqxrl.training._loggers import AbstractLogger, JSONLLogger, read_rows, replace_text
-from eqxrl.training._metrics import flat, hyperparameters, plain
-from eqxrl.training._saving import load_checkpoint
+from eqxrl.training._metrics import flat, hyperparameters, readable
+from eqxrl.training._run_state import load_checkpoint
 from eqxrl.training._trainer import Trainer
+from eqxrl.viz import Curve, plot_learning_curves
 
 _DESCRIPTION = ("hp", "parts", "env", "environment", "env_params")
 
@@ -62,7 +65,7 @@ class RunConfig:
         else:
             cls = find_algorithm(self.algorithm)
             algo = cls.create(self.env_id, hp=cls.HParams(**_decode(self.hp)), **_decode(self.parts))
-        now = json.loads(json.dumps(hyperparameters(algo)))
+        now = hyperparameters(algo)
         run = {k: getattr(self, k) for k in _DESCRIPTION} | {"algorithm": self.algorithm if self.source else now["algorithm"]}
         run, now = flat(run), flat({k: now[k] for k in run})
         changed = [f"\n  {k}: the run has {run.get(k)}, this would have {now.get(k)}" for k in run | now if run.get(k) != now.get(k)]
@@ -82,9 +85,9 @@ class RunConfig:
             return {}
         presets = PRESETS.get(self.env_id or "", {}).get(self.algorithm, {})
         hp: Any = presets[self.preset].hparams() if self.preset in presets else ALGORITHMS[self.algorithm].HParams()
-        usual = {k: getattr(getattr(hp, k), "init_value", getattr(hp, k)) for k in self.hp}
-        begin = {k: x["init_value"] if isinstance(x, Mapping) else x for k, x in self.hp.items()}
-        return {k: x for k, x in begin.items() if _decode(x) != plain(usual[k])}
+        begin = lambda x: x["init_value"] if isinstance(x, Mapping) else x  # noqa: E731
+        usual = readable(hp)
+        return {k: begin(x) for k, x in self.hp.items() if begin(x) != begin(usual[k])}
 
 
 class Run:
@@ -105,6 +108,7 @@ class Run:
         **Raises:** `FileNotFoundError` where there is none, `ValueError` where its configuration can't be read.
         """
         self.folder = Path(folder)
+        self.checkpoints, self.policy = self.folder / "checkpoints", self.folder / "policy.eqx"
         path = self.folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder} is not the folder of a run: it has no config.json")
@@ -136,7 +140,7 @@ class Run:
         """
         if num_seeds < 1:
             raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
-        kind, described = type(algo), json.loads(json.dumps(hyperparameters(algo)))
+        kind, described = type(algo), hyperparameters(algo)
         names = {x: name for name, x in ALGORITHMS.items()}
         algorithm = (names.get(kind) or _origin(kind) if source is None else None) or kind.__qualname__
         env_id = _absolute(env_id or _origin(type(_innermost(algo.env))) or described["env"]) if source is None else None
@@ -148,21 +152,13 @@ class Run:
         except (ValueError, TypeError, OSError, ImportError) as error:
             hint = "" if source else "; pass source='path/to/script.py:make', a function without arguments that returns the algorithm"
             raise ValueError(f"this {kind.__name__} can't be made again from its run's folder: {error}{hint}") from error
-        run = cls.__new__(cls)
-        run.folder, run.config = _new_folder(Path(out), name, env_name(algo.env).replace("/", "-")), config
-        run._write_config()
-        return run
-
-    def _write_config(self) -> None:
-        replace_text(self.folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def policy(self) -> Path:
-        return self.folder / "policy.eqx"
+        env = env_name(algo.env).replace("/", "-")
+        for folder in [Path(out, name)] if name else (Path(out, f"{env}-{number:03d}") for number in itertools.count(1)):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                _write(folder, config)
+                return cls(folder)
+        raise FileExistsError(f"{out}/{name} exists, and a run is never overwritten; pass another name")
 
     @property
     def finished(self) -> bool:
@@ -198,7 +194,7 @@ class Run:
         config.create()  # what is wrong with it shows before anything is changed
         self.policy.unlink(missing_ok=True)
         self.config = config
-        self._write_config()
+        _write(self.folder, config)
 
     def load(self, member: int | None = 0, *, best: bool = False) -> tuple[Any, Any]:
         """The algorithm, and the training state of one member of the run, finished or not: what `make_actor`, `eval_callback` and
@@ -215,13 +211,11 @@ class Run:
         state, _ = load_checkpoint(self.checkpoints, algo, best=best)
         return algo, state if member is None else jax.tree.map(lambda x: x[member] if eqx.is_array(x) else x, state)
 
-    def curve(self) -> Any:
-        """The evaluations so far, as a `viz.Curve`.
+    def curve(self) -> Curve:
+        """The evaluations so far.
 
         **Raises:** `FileNotFoundError` if there are none.
         """
-        from eqxrl.viz import Curve
-
         path = self.folder / "metrics.jsonl"
         rows = [row for _, row in read_rows(path) if "eval/return_mean" in row] if path.is_file() else []
         if not rows:
@@ -230,8 +224,6 @@ class Run:
         return Curve(env_steps=np.array([row["env_steps"] for row in rows]), returns=np.array(returns, np.float64).T)
 
     def plot(self, path: str | Path) -> Path:
-        from eqxrl.viz import plot_learning_curves
-
         return plot_learning_curves({self.folder.name: self.curve()}, path, title=self.config.env)
 
 
@@ -240,23 +232,14 @@ def find_algorithm(name: str) -> type[AbstractAlgorithm]:
     if name not in ALGORITHMS and not is_user_code(name):
         there = ", ".join(ALGORITHMS)
         raise ValueError(f"there is no algorithm {name!r}; there is {there}, or a class of your own, path/to/file.py:Class")
-    cls = ALGORITHMS[name] if name in ALGORITHMS else from_file(name)
+    cls = ALGORITHMS.get(name) or from_file(name)
     if not (isinstance(cls, type) and issubclass(cls, AbstractAlgorithm)):
         raise TypeError(f"{name} isn't an algorithm: a class that inherits from AbstractOnPolicy, AbstractOffPolicy or AbstractAlgorithm")
     return cls
 
 
-def _new_folder(out: Path, name: str | None, env: str) -> Path:
-    number = 1
-    while True:
-        folder = out / (name or f"{env}-{number:03d}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError as error:
-            if name is not None:
-                raise FileExistsError(f"{folder} exists, and a run is never overwritten; pass another name") from error
-        number += 1
+def _write(folder: Path, config: RunConfig) -> None:
+    replace_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def _absolute(name: str) -> str:

@@ -1,5 +1,6 @@
 """The host's loop over compiled chunks of an algorithm's iterations."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,18 @@ from eqxrl._structs import EvalMetrics
 from eqxrl._typing import KeyLike
 from eqxrl.algorithms import AbstractAlgorithm
 from eqxrl.training import _programs as programs
+from eqxrl.training._builtin import Checkpointing
 from eqxrl.training._callback import Callback
-from eqxrl.training._checkpointing import Checkpointing
+from eqxrl.training._checkpoints import Checkpoints
 from eqxrl.training._interrupts import Interrupted, Interrupts
 from eqxrl.training._listeners import Listeners, check_listeners
 from eqxrl.training._loggers import AbstractLogger
 from eqxrl.training._metrics import hyperparameters, mean_metrics, summarize_evaluation, summarize_training
-from eqxrl.training._run_state import RunState
-from eqxrl.training._saving import Saver
-from eqxrl.training._start import copy, start
+from eqxrl.training._run_state import RunState, copy, start
 
 
 class CheckpointNotWritten(OSError):
-    """A run ended well, but its last checkpoint couldn't be written. Nothing is lost: `result` is what `fit` would have
-    returned."""
+    """A run ended well, but its last checkpoint couldn't be written. Nothing is lost: `result` is what `fit` would have returned."""
 
     def __init__(self, error: OSError, result: tuple[Any, EvalMetrics]):
         super().__init__(error.errno, f"{error.strerror}. The run itself ended well; `result` of this error holds it", error.filename)
@@ -58,9 +57,7 @@ class Trainer:
     iteration, num_iterations, epoch, num_epochs = map(_of_run, ("iteration", "num_iterations", "epoch", "num_epochs"))
     stopped, stop_reason = map(_of_run, ("stopped", "stop_reason"))
 
-    def __init__(
-        self, callbacks: Iterable[Callback] = (), loggers: Iterable[AbstractLogger] = (), folder: str | Path | None = None
-    ):
+    def __init__(self, callbacks: Iterable[Callback] = (), loggers: Iterable[AbstractLogger] = (), folder: str | Path | None = None):
         """**Arguments:**
 
         - `callbacks`: called in this order.
@@ -72,21 +69,16 @@ class Trainer:
         self.loggers: list[AbstractLogger] = check_listeners("loggers", loggers, AbstractLogger)
         self.folder = None if folder is None else Path(folder)
         checkpointing = [x for x in self.callbacks if isinstance(x, Checkpointing)]
-        if len(checkpointing) > 1 or (checkpointing and self.folder is None):
+        if len(checkpointing) > (self.folder is not None):
             raise ValueError(f"got {len(checkpointing)} Checkpointing and folder={folder}; pass at most one, and a folder with it")
         if self.folder is not None and not checkpointing:
             checkpointing = [Checkpointing()]
             self.callbacks += checkpointing
-        self._keep = checkpointing[0].keep if checkpointing else 1
+        self._checkpoints = None if self.folder is None else Checkpoints(self.folder, keep=checkpointing[0].keep)
 
     def fit(
-        self,
-        algo: AbstractAlgorithm,
-        rng: KeyLike | None = None,
-        train_state: Any = None,
-        skip_initial_evaluation: bool = False,
-        resume: bool = False,
-        axes: PyTree = None,
+        self, algo: AbstractAlgorithm, rng: KeyLike | None = None, train_state: Any = None, skip_initial_evaluation: bool = False,
+        resume: bool = False, axes: PyTree = None,
     ) -> tuple[Any, EvalMetrics]:
         """Trains as `algo.train` does with the same arguments; given `[seeds]` keys or a stacked state, as
         `eqx.filter_vmap(algo.train)` does.
@@ -118,28 +110,29 @@ class Trainer:
             tried; if the last one can't, `CheckpointNotWritten`, which holds the result.
         """
         self.run, self.axes, states = start(self.folder, algo, rng, train_state, skip_initial_evaluation, resume, axes)
-        config = hyperparameters(algo, None if self.axes is False else self.axes)
+        self._config = hyperparameters(algo, None if self.axes is False else self.axes)
         self._algo, self._listeners = algo, Listeners(self, algo)
-        self._saver = Saver(self, self._listeners, config, self._keep)
+        self._requested: list[float | None] = []  # the scores of the checkpoints that were asked for
+        self._safe = states is not None  # is there a checkpoint of the run?
+        self._unwritten: OSError | None = None  # why the last one couldn't be written
         with Interrupts() as self._interrupts:
             try:
-                self._listeners.open(config, states or {}, None if states is None else self.run.last_row)
-                self._saver.safe = states is not None or self._saver.write() is not None
+                self._listeners.open(self._config, states or {}, None if states is None else self.run.last_row)
+                if states is None:
+                    self._write()
                 self._listeners.call("on_fit_start")
                 self._loop()
                 self._listeners.call("on_fit_end")
                 self._listeners.send_row()
                 self._leave_if_interrupted()
             except BaseException as e:
-                self._saver.rescue(e)
+                self._rescue(e)
                 raise
             finally:
                 self._listeners.close()
-        if self._saver.unwritten is not None:
-            raise CheckpointNotWritten(self._saver.unwritten, self.run.result()) from self._saver.unwritten
+        if self._unwritten is not None:
+            raise CheckpointNotWritten(self._unwritten, self.run.result()) from self._unwritten
         return self.run.result()
-
-    # The loop.
 
     def _loop(self) -> None:
         if not self.run.skip_initial_evaluation and not self.evaluations:
@@ -194,36 +187,67 @@ class Trainer:
         run = self.run
         self._listeners.call("on_validation_epoch_start")
         evaluation = programs.evaluate(self._algo, self.axes, run.state)
-        if self._listeners.have_loggers or self._listeners.hear("on_validation_epoch_end"):
+        if self._listeners.loggers or self._listeners.hear("on_validation_epoch_end"):
             evaluation = run.fetch(evaluation)
-        if self._listeners.have_loggers:
+        if self._listeners.loggers:
             self.log((summarize_training(mean_metrics(run.sums)) if run.sums else {}) | summarize_evaluation(evaluation))
         run.pending, run.sums = [], {}
         run.evaluations.append(jax.block_until_ready(evaluation))
         run.evaluated_at.append(run.iteration)
         self._listeners.call("on_validation_epoch_end", evaluation)
         self._listeners.send_row()
-        self._saver.write_if_due(run.finished)
+        if self._requested or run.finished:
+            self._write(max((x for x in self._requested if x is not None), default=None))
+        self._requested = []
         self._leave_if_interrupted()
 
     def _leave_if_interrupted(self) -> None:
         if (signum := self._interrupts.received) is None:
             return
         self._listeners.send_row()
-        path = self._saver.write()
-        if path is not None:
-            how = f"Go on with Trainer(folder={str(self.folder)!r}, ...).fit(algo, resume=True)."
-        else:
-            why = "there is no folder" if self.folder is None else repr(self._saver.unwritten)
+        path = self._write()
+        how = f"Go on with Trainer(folder={str(self.folder)!r}, ...).fit(algo, resume=True)."
+        if path is None:
+            why = "there is no folder" if self.folder is None else repr(self._unwritten)
             how = f"No checkpoint was written ({why}); the training state is in this exception's `state`, and in the trainer's."
-        message = f"stopped by {signum.name} {self.run.where()}. {how}"
-        raise Interrupted(message, signum=signum, state=self.state, checkpoint=path)
+        raise Interrupted(f"stopped by {signum.name} {self.run.where()}. {how}", signum, self.state, checkpoint=path)
 
-    # What callbacks may ask for.
+    def _write(self, score: float | None = None) -> Path | None:
+        """Where the run stands, as a checkpoint. `None` where there is no folder, and, after a warning, where it couldn't be written."""
+        if self._checkpoints is None:
+            return None
+        tree, run = self.run.stored()
+        metadata = {"hyperparameters": self._config, "run": run, "callbacks": self._listeners.states()}
+        try:
+            path = self._checkpoints.save(tree, iteration=self.iteration, metadata=metadata, score=score)
+        except OSError as e:
+            if not self._safe:
+                raise
+            self._unwritten = e
+            warnings.warn(f"{e}. Training goes on, and will try again at the next checkpoint", stacklevel=3)
+            return None
+        self._unwritten, self._safe = None, True
+        return path
+
+    def _rescue(self, e: BaseException) -> None:
+        """Saves what can be saved after an exception."""
+        if isinstance(e, Interrupted) or not isinstance(e, Exception) or not self._safe:
+            return
+        where = self.run.where()
+        gone = any(x.is_deleted() for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array)))
+        if gone or isinstance(e, FloatingPointError):
+            e.add_note(f"{where}; the newest checkpoint in {self.folder} is of before")
+            return
+        self._listeners.send_row()
+        try:
+            path = self._write()
+        except Exception as unwritten:  # the state itself may be what is broken
+            e.add_note(f"{where}; no checkpoint could be written: {unwritten!r}")
+        else:
+            e.add_note(f"{where}; written to {path}, so fit(algo, resume=True) goes on from here")
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Adds numbers, or `[seeds]` arrays of them, to what the loggers get next: after the evaluation that closes the
-        epoch."""
+        """Adds numbers, or `[seeds]` arrays of them, to what the loggers get after the evaluation that closes the epoch."""
         self._listeners.log(values)
 
     def request_stop(self, reason: str, members: Bool[np.ndarray | Array, " seeds"] | None = None) -> None:
@@ -239,7 +263,9 @@ class Trainer:
     def request_checkpoint(self, score: float | None = None) -> None:
         """Writes a checkpoint when all callbacks have seen the evaluation under way, and also keeps it as the best if `score`
         is higher than any before."""
-        self._saver.request(score)
+        if self._checkpoints is None:
+            raise ValueError("there is no folder to write a checkpoint to; pass Trainer(folder=...)")
+        self._requested.append(score)
 
     def member(self, i: int) -> tuple[Any, Any]:
         """The algorithm and the training state of one seed, not stacked: what `make_actor`, `visualize` and the like take."""

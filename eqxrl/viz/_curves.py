@@ -16,7 +16,6 @@ LINE_STYLES = ("-", "--", ":", "-.")
 """From the eighth run on, colours come back with another line style."""
 FEW_SEEDS = 5
 """Up to so many seeds are drawn one by one as well: an interval of so few says little."""
-
 MANY_RUNS = 5
 """A legend of more than so many lines stands beside the axes, not on top of the curves."""
 
@@ -50,12 +49,7 @@ def iqm(x: Real[Array | np.ndarray, "..."], axis: int = 0) -> Float[np.ndarray, 
 
 
 def bootstrap_interval(
-    x: Real[Array | np.ndarray, "..."],
-    axis: int = 0,
-    *,
-    confidence: float | int = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
+    x: Real[Array | np.ndarray, "..."], axis: int = 0, *, confidence: float | int = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """Percentile bootstrap interval of the `iqm` along `axis`: its lower and its upper end. The same seed gives the same
     interval. NaNs are left out; where fewer than two values are left, both ends are NaN.
@@ -81,11 +75,7 @@ def bootstrap_interval(
 
 
 def plot_learning_curves(
-    runs: Mapping[str, Curve | tuple],
-    path: str | os.PathLike,
-    *,
-    title: str | None = None,
-    ylabel: str = "episode return",
+    runs: Mapping[str, Curve | tuple], path: str | os.PathLike, *, title: str | None = None, ylabel: str = "episode return",
     figsize: tuple[float | int, float | int] = (7.0, 4.4),
 ) -> Path:
     """Draw the learning curves of `runs` into one PNG: for each the interquartile mean over its seeds, with a 95 % bootstrap
@@ -110,9 +100,7 @@ def plot_learning_curves(
         figure = Figure(figsize=figsize, dpi=150, layout="tight")
         ax = figure.subplots()
         for i, (label, curve) in enumerate(curves.items()):
-            look: dict[str, Any] = dict(
-                color=COLOURS[i % len(COLOURS)], linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)]
-            )
+            look: Any = dict(color=COLOURS[i % len(COLOURS)], linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)])
             env_steps, returns = np.asarray(curve.env_steps), np.asarray(curve.returns, np.float64)
             middle, (low, high) = iqm(returns), bootstrap_interval(returns)
             if 1 < len(returns) <= FEW_SEEDS:
@@ -122,7 +110,6 @@ def plot_learning_curves(
             marker = "o" if seen.sum() <= 20 else None
             ax.plot(env_steps[seen], middle[seen], linewidth=1.8, marker=marker, markersize=3.5, label=label, **look)
 
-        num_seeds = sorted({len(curve.returns) for curve in curves.values()})
         ax.set(xlabel="environment steps", ylabel=ylabel)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.spines[["top", "right"]].set_visible(False)
@@ -131,12 +118,12 @@ def plot_learning_curves(
         ax.margins(x=0.02)
         if title is not None:
             ax.set_title(title, loc="left", fontweight="bold")
+        num_seeds = sorted({len(curve.returns) for curve in curves.values()})
         if num_seeds != [1]:
-            spelled = str(num_seeds[0]) if len(num_seeds) == 1 else f"{num_seeds[0]} to {num_seeds[-1]}"
-            note = f"IQM of {spelled} seeds, band: 95 % bootstrap interval"
-            ax.set_title(note, loc="right", fontsize=8, color="0.4")
+            spelled = " to ".join(map(str, dict.fromkeys([num_seeds[0], num_seeds[-1]])))
+            ax.set_title(f"IQM of {spelled} seeds, band: 95 % bootstrap interval", loc="right", fontsize=8, color="0.4")
         if len(curves) > 1:
-            beside: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(curves) > MANY_RUNS else {}
+            beside: Any = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(curves) > MANY_RUNS else {}
             ax.legend(frameon=False, **beside)
         figure.savefig(unfinished, format="png")
     return Path(path)

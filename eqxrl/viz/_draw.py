@@ -65,8 +65,7 @@ def channel_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> 
     from matplotlib import colormaps
 
     num_channels = env.obs_shape[-1]
-    shades = colormaps["cubehelix"](np.linspace(0.3, 0.95, num_channels), bytes=True)[:, :3]
-    palette = np.concatenate([np.array([BLACK], np.uint8), shades])
+    palette = colormaps["cubehelix"]([0, *np.linspace(0.3, 0.95, num_channels)], bytes=True)[:, :3]
     observe = jax.jit(lambda state: env.observe(jax.random.key(0), state, None, env_params))
     for state in states:
         channels = np.asarray(observe(state)) * np.arange(1, num_channels + 1)
@@ -83,9 +82,8 @@ def catch_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> "I
 
 def maze_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> "Iterator[Image]":
     """The agent is a disc, the goal a green square, walls are dark."""
-    walls = np.asarray(env.occupied_map, bool)
     for state in states:
-        cells = np.where(walls[..., None], np.array(GREY, np.uint8), np.array(WHITE, np.uint8))
+        cells = np.where(np.asarray(env.occupied_map, bool)[..., None], GREY, WHITE).astype(np.uint8)
         cells[tuple(state.goal)] = GREEN
         yield _board(cells, disc=tuple(state.pos))
 
@@ -99,8 +97,7 @@ def point_robot_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree])
     width, height = LONG_SIDE, round(1.5 * radius)
     origin = np.array([width / 2, height - 0.25 * radius])
     background = Image.new("RGB", (width, height), WHITE)
-    box = [*(origin - radius), *(origin + radius)]
-    ImageDraw.Draw(background).arc(box, 180, 360, fill=BLACK, width=2)
+    ImageDraw.Draw(background).arc([*(origin - radius), *(origin + radius)], 180, 360, fill=BLACK, width=2)
     goal, robot = _disc(round(2 * scale * float(env_params.goal_radius))), _disc(round(0.1 * radius))
     for state in states:
         picture = background.copy()
@@ -122,21 +119,18 @@ def own_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> "Ite
 
 OWN = Renderer(own_pictures, fps=10)
 RENDERERS = {
-    "Acrobot-v1": Renderer(gym_pictures, fps=15),
-    "CartPole-v1": Renderer(gym_pictures, fps=50),
-    "Pendulum-v1": Renderer(gym_pictures, fps=30),
-    "MountainCar-v0": Renderer(gym_pictures, fps=30),
-    "MountainCarContinuous-v0": Renderer(gym_pictures, fps=30),
-    "Catch-bsuite": Renderer(catch_pictures, fps=5),
-    "Asterix-MinAtar": Renderer(channel_pictures, fps=10),
-    "Breakout-MinAtar": Renderer(channel_pictures, fps=10),
-    "Freeway-MinAtar": Renderer(channel_pictures, fps=10),
-    "Seaquest-MinAtar": Renderer(channel_pictures, fps=10),
-    "SpaceInvaders-MinAtar": Renderer(channel_pictures, fps=10),
-    "Pong-misc": Renderer(channel_pictures, fps=10),
-    "PointRobot-misc": Renderer(point_robot_pictures, fps=10),
-    "MetaMaze-misc": Renderer(maze_pictures, fps=10),
-    "FourRooms-misc": Renderer(maze_pictures, fps=10),
+    name: Renderer(pictures, fps)
+    for pictures, fps, names in (
+        (gym_pictures, 15, ["Acrobot-v1"]),
+        (gym_pictures, 50, ["CartPole-v1"]),
+        (gym_pictures, 30, ["Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0"]),
+        (catch_pictures, 5, ["Catch-bsuite"]),
+        (channel_pictures, 10, [f"{name}-MinAtar" for name in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")]),
+        (channel_pictures, 10, ["Pong-misc"]),
+        (point_robot_pictures, 10, ["PointRobot-misc"]),
+        (maze_pictures, 10, ["MetaMaze-misc", "FourRooms-misc"]),
+    )
+    for name in names
 }
 
 
@@ -161,8 +155,8 @@ def _board(cells: UInt8[np.ndarray, "rows columns 3"], disc: tuple | None = None
     side = max(LONG_SIDE // max(cells.shape[:2]), 1)
     picture = Image.fromarray(cells.repeat(side, 0).repeat(side, 1))
     if disc is not None:
-        row, column = map(int, disc)
-        picture.paste(ORANGE, (column * side + side // 8, row * side + side // 8), _disc(side - 2 * (side // 8)))
+        row, column = (int(i) * side + side // 8 for i in disc)
+        picture.paste(ORANGE, (column, row), _disc(side - 2 * (side // 8)))
     return picture
 
 

@@ -1,5 +1,3 @@
-"""Pictures are written whole or not at all."""
-
 import contextlib
 import os
 from collections.abc import Iterator

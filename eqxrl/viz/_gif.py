@@ -19,15 +19,8 @@ LAST_FRAME_MS = 1500
 
 
 def render_episode(
-    env: Any,
-    env_params: PyTree,
-    act: Callable,
-    gif_path: str | os.PathLike,
-    key: KeyLike,
-    *,
-    max_steps: int | None = None,
-    max_frames: int = 500,
-    fps: float | int | None = None,
+    env: Any, env_params: PyTree, act: Callable, gif_path: str | os.PathLike, key: KeyLike, *,
+    max_steps: int | None = None, max_frames: int = 500, fps: float | int | None = None,
 ) -> Path:
     """Play one episode and write it to `gif_path` as a GIF: the first state, then the state after each step, the last of them
     the one in which the episode ended. The title counts steps and the return so far (undiscounted, in the env's own

@@ -29,6 +29,12 @@ def test_a_preset_makes_its_algorithm(env_id, algo, name):
         assert schedule(jnp.int32(ppo.hp.num_updates)) == 0
 
 
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1"])
+def test_the_zoos_value_loss_has_its_weight(env_id):
+    """Half of the squared error, in `PPOLoss`, where Stable-Baselines3 has all of it with 0.5."""
+    assert preset(env_id, "ppo", "zoo").hparams().vf_coef * 0.5 == 0.5
+
+
 def test_an_override_is_annealed_and_the_horizon_follows_the_budget():
     hp = preset("CartPole-v1").hparams(learning_rate=0.01, total_timesteps=256 * 10)
     assert hp.clip_eps.transition_steps == hp.learning_rate.transition_steps == hp.num_updates == 10 * 20

@@ -11,6 +11,7 @@ from helpers import arrays, quick_jit, same, tiny, with_parts
 
 from eqxrl import PPO, AbstractAdvantage, PPOHParams, Trajectory
 from eqxrl.algorithms import PPOState
+from eqxrl.algorithms._base import add_exactly
 
 SIZE = 3 * 8  # env steps of an iteration of `tiny`
 TINY = tiny()
@@ -235,3 +236,34 @@ def test_states_are_strong_and_typed(six):
         assert not any(x.weak_type for x in leaves if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
     assert jnp.issubdtype(state.rng.dtype, jax.dtypes.prng_key)
     assert jax.tree.structure(fresh) == jax.tree.structure(state)
+
+
+def test_a_result_that_is_not_finite_is_said_to_be_none():
+    """A learning rate that overflows float32: the first metric that goes, and since when."""
+    ppo = tiny(learning_rate=1e38, total_timesteps=4 * SIZE, eval_freq=2 * SIZE)
+    with pytest.warns(UserWarning, match=rf"metrics.* isn't finite from interval 1 of 2 on \(env steps 0 to {2 * SIZE} .*no result"):
+        ts, _ = ppo.train(0)
+    with pytest.warns(UserWarning, match="isn't finite"):
+        ppo.train(train_state=ts)
+    one = dataclasses.replace(ppo, hp=dataclasses.replace(ppo.hp, learning_rate=jnp.float32(jnp.inf)))
+    with pytest.warns(UserWarning, match="isn't finite"):
+        one.train(0)
+
+
+def test_ten_million_terms_are_summed_without_loss():
+    """In float32, added one by one, ten million times 0.1 is 1,087,937."""
+
+    @jax.jit
+    def total(n):
+        return jax.lax.fori_loop(0, n, lambda _, sums: add_exactly(sums, jnp.float32(0.1)), (jnp.float32(0), jnp.float32(0)))[0]
+
+    assert total(10_000_000) == 1e6
+
+
+def test_counters_do_not_wrap(three):
+    """After 2³¹ updates a schedule would be back at its start."""
+    last = jnp.int32(2**31 - 1)
+    ts = three.init_train_state(0)
+    where = lambda ts: (ts.learner_state.num_updates, ts.data_collection_state.global_step)  # noqa: E731
+    ts, _ = quick_jit(lambda ts: three.iteration(ts, 0))(eqx.tree_at(where, ts, (last, last)))
+    assert ts.num_updates == last and ts.num_iterations == last

@@ -54,6 +54,12 @@ def test_clip_and_sign_and_mean(case):
     np.testing.assert_array_equal(np.sign(scaled), np.sign(reward))  # no mean was subtracted
 
 
+@pytest.mark.parametrize("wrong", [{"gamma": 1.1}, {"gamma": -0.1}, {"clip": 0.0}, {"epsilon": 0.0}, {"epsilon": float("nan")}])
+def test_numbers_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match=rf"RewardScaling.{next(iter(wrong))} must be in"):
+        RewardScaling(**wrong)
+
+
 def test_scale_invariance(case):
     reward, done = case
     scale = lambda factor: RewardScaling()(RewardScaling().init(ENVS), factor * jnp.asarray(reward), jnp.asarray(done))[1]  # noqa: E731

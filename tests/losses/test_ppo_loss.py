@@ -10,7 +10,8 @@ import oracles
 import pytest
 import rlax
 
-from eqxrl import AdvantageMinibatch, PPOLoss, Trajectory
+from eqxrl import PPO, AdvantageMinibatch, PPOHParams, PPOLoss, Trajectory
+from eqxrl.losses import ActorCriticLoss
 from eqxrl.nn import AbstractActorCritic, Categorical, DiagGaussian
 
 BATCH, ACT = 64, 3
@@ -133,11 +134,31 @@ def test_old_policy_itself():
     np.testing.assert_allclose(loss, 0.5 * 0.5 - 0.5 * np.log(ACT), rtol=1e-5)
 
 
-def test_equal_advantages_give_no_nan(case):
+@pytest.mark.parametrize("advantage", [2.5, 0.1, -1234.567])
+def test_equal_advantages_are_0(case, advantage):
+    """Their mean in float32 is another number than each of them, and what is left of that isn't divided by an epsilon."""
     agent, minibatch = case
-    minibatch = eqx.tree_at(lambda m: m.advantages, minibatch, jnp.full(BATCH, 2.5))
-    gradient = eqx.filter_grad(lambda agent: PPOLoss()(agent, minibatch)[0])(agent)
-    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(gradient))
+    minibatch = eqx.tree_at(lambda m: m.advantages, minibatch, jnp.full(BATCH, advantage))
+    loss = PPOLoss(vf_coef=0.0, ent_coef=0.0)
+    value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(lambda agent: loss(agent, minibatch)[0]))(agent)
+    assert value == 0 and all(bool(jnp.all(x == 0)) for x in jax.tree.leaves(gradient))
+
+
+def test_a_minibatch_of_one_sample_is_refused(case):
+    agent, minibatch = case
+    with pytest.raises(ValueError, match="of a single sample nothing is left.*use fewer minibatches"):
+        PPOLoss()(agent, jax.tree.map(lambda x: x[:1], minibatch))
+    with pytest.raises(ValueError, match="of a single sample nothing is left"):
+        PPO.create("CartPole-v1", hp=PPOHParams(num_envs=2, num_steps=4, num_minibatches=8))
+
+
+@pytest.mark.parametrize("wrong", [{"clip_eps": -0.1}, {"vf_coef": float("nan")}, {"ent_coef": -1.0}])
+@pytest.mark.parametrize("kind", [PPOLoss, ActorCriticLoss])
+def test_coefficients_are_not_negative(kind, wrong):
+    name = next(iter(wrong))
+    if hasattr(kind(), name):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}.{name} must be in \[0.0, inf\], got"):
+            kind(**wrong)
 
 
 def test_a_standardised_minibatch_ignores_shift_and_scale_of_advantages(case):

@@ -40,6 +40,14 @@ def test_categorical(logits):
     assert ours.mode().dtype == ours.sample(jax.random.key(0)).dtype == jnp.int32
 
 
+@pytest.mark.parametrize("action", [-1, 5, 2**31 - 1])
+def test_an_action_that_there_is_not_has_no_probability(logits, action):
+    """Not the probability 1."""
+    of = lambda logits: Categorical(logits).log_prob(jnp.full(7, action))  # noqa: E731
+    assert (of(logits) == -jnp.inf).all()
+    assert (jax.grad(lambda logits: of(logits).sum())(logits) == 0).all()
+
+
 def test_diag_gaussian(gaussians):
     ours, other = gaussians
     theirs, their_other = (distrax.MultivariateNormalDiag(d.mean, jnp.exp(d.log_std)) for d in gaussians)

@@ -39,6 +39,24 @@ def test_ten_million_samples_with_mean_1000(std):
     np.testing.assert_allclose(ours.var, theirs.var, rtol=1e-3)
 
 
+def test_a_feature_that_never_changes_is_0():
+    """The mean of 4096 times 123.456 in float32 is another number, and the rounding error over an epsilon is anything."""
+    moments = zero_moments()
+    for _ in range(3):
+        moments = jax.jit(lambda m: m.update(jnp.full((32, 128), 123.456)))(moments)
+        assert moments.mean == np.float32(123.456) and moments.var == 0
+    inner = MLPActorCritic(BOX, spaces.Discrete(3), hidden_sizes=(4,), key=jax.random.key(0))
+    seen = jnp.stack([jnp.full(640, 123.456), jnp.linspace(-1, 1, 640)], axis=-1)
+    agent = NormalizedActorCritic(inner, jnp.zeros(2)).observe(seen)
+    assert (jax.vmap(agent.normalize)(seen)[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"clip": 0.0}, {"epsilon": 0.0}, {"epsilon": -1e-8}, {"clip": float("nan")}])
+def test_what_it_divides_by_is_above_0(agent, wrong):
+    with pytest.raises(ValueError, match=rf"NormalizedActorCritic.{next(iter(wrong))} must be above 0"):
+        NormalizedActorCritic(agent.actor_critic, jnp.zeros(2), **wrong)
+
+
 def test_each_dimension_apart():
     rng = np.random.default_rng(0)
     batches = rng.normal([[5.0, 0.0], [1.0, -2.0], [0.0, 100.0]], [1.0, 10.0], (50, 4, 3, 2)).astype(np.float32)

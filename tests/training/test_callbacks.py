@@ -307,7 +307,7 @@ def test_checkpointing_by_epochs_and_the_best(algo, one, writable, tmp_path):
 
 def test_checkpointing_by_time(algo, one, monkeypatch, tmp_path):
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr("eqxrl.training._checkpointing.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("eqxrl.training._builtin.time.monotonic", lambda: next(clock))
     asked = []
     monkeypatch.setattr(Trainer, "request_checkpoint", lambda self, score: asked.append(self.iteration))
     Trainer([Checkpointing(None, every_seconds=25, best=False)], folder=tmp_path).fit(algo, one)

@@ -45,6 +45,7 @@ class ClimberHParams(AbstractHParams):
     debug: bool = field(default=False)
     num_seeds_per_eval: int = field(default=2)
     noise: Float[Array, ""] = field(default=0.5)
+    num_updates = 0
 
 
 class HillClimber(AbstractAlgorithm):

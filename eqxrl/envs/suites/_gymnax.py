@@ -76,8 +76,6 @@ def without_reset(env: Any) -> Any:
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """**Raises:** `ValueError` for an unknown id, with the names that come nearest, and `ConnectionError` when the data of
-    MNISTBandit can't be had."""
     import gymnax  # takes seconds
 
     if env_id not in gymnax.registered_envs:
