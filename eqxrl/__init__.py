@@ -1,6 +1,7 @@
 """Reinforcement learning in JAX and Equinox: every array's shape checked, every part replaceable."""
 
-from eqxrl import _typing as _typing  # isort: skip  (installs the check of functions, so it comes first)
+from eqxrl import _command as _command  # isort: skip  (answers Ctrl-C during the imports below)
+from eqxrl import _typing as _typing  # isort: skip  (installs the check of functions, so it comes before them)
 from eqxrl import advantages as advantages
 from eqxrl import algorithms as algorithms
 from eqxrl import buffers as buffers

@@ -1,13 +1,16 @@
-"""The `eqxrl` command. Exit codes: 0 done, 1 it failed (or `verify` found something), 2 the command line or the files that it
-names are wrong, 130 interrupted (143 by SIGTERM); the run can be resumed then."""
+"""The `eqxrl` command. Exit codes: 0 done, 1 it failed (what isn't finite came of it, or `verify` found something), 2 the command line or
+the files that it names are wrong, 130 interrupted (143 by SIGTERM); the run can be resumed then."""
 
 import ast
 import contextlib
 import dataclasses
 import inspect
 import json as json_module
+import os
+import signal
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +23,9 @@ from eqxrl import EpisodeEvaluator, set_cpu_flags
 from eqxrl import verify as check
 from eqxrl.algorithms import PRESETS
 from eqxrl.algorithms import preset as find_preset
-from eqxrl.training import Interrupted, ProgressBar, Run
+from eqxrl.training import Interrupted, NonFinite, ProgressBar, Run
 from eqxrl.training._metrics import plain
-from eqxrl.training._runs import find_algorithm
+from eqxrl.training._runs import drawable, find_algorithm
 from eqxrl.viz import iqm, plot_learning_curves
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -32,13 +35,59 @@ _WITH_VALUE = ("--algo", "--preset", "--seed", "--seeds", "--out", "--name", "--
 
 def main() -> None:
     """The entry point."""
-    set_cpu_flags()
+    handlers = {signal.SIGTERM: _terminate, signal.SIGINT: signal.default_int_handler}  # in place of `_command`'s
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
+        set_cpu_flags()
         code = _app(sys.argv[1:]).cli(prog="eqxrl", description="Reinforcement learning in JAX and Equinox.")
+    except NonFinite as error:
+        code = _complain("; ".join([str(error), *getattr(error, "__notes__", ())]), 1)
     except (ValueError, TypeError, OSError, IndexError, ImportError) as error:
-        print(f"eqxrl: {error}", file=sys.stderr)
-        code = 2
+        code = _complain(error, 2)
+    except KeyboardInterrupt as error:
+        code = _complain("interrupted", 143 if isinstance(error, _Terminated) else 130)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     sys.exit(code)
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise _Terminated
+
+
+def _complain(why: Any, code: int = 0) -> int:
+    """On one line."""
+    with contextlib.suppress(OSError):
+        print(f"eqxrl: {_plain(why)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _plain(text: Any) -> str:
+    """What may come from a file, on one line, and without what drives a terminal."""
+    text = " ".join(str(text).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= 2000 else text[:1997] + "..."
+
+
+@contextlib.contextmanager
+def _output(of_a_run: bool = False) -> Iterator[None]:
+    """For what is printed. That whoever reads it has left is no failure; that the disk is full is one, except of a run that is well."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, SystemExit) as error:  # rich leaves the process where a pipe is closed
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else Python would fail again when it ends
+        if not isinstance(error, BrokenPipeError | SystemExit):
+            if not of_a_run:
+                raise
+            _complain(f"what was to be printed is lost: {error}")
 
 
 class _Chosen:
@@ -157,14 +206,14 @@ def _app(argv: list[str]) -> Any:
             run = Run.new(made, out, name, seed=seed, num_seeds=seeds, env_id=chosen.env_id, preset=preset_name)
         silent = quiet or json
         if not silent:
-            print(f"{_what(run, 'preset ')}, into {run.folder}")
+            with _output(of_a_run=True):
+                print(f"{_what(run, 'preset ')}, into {run.folder}")
         try:
             _, metrics = run.fit([] if silent else [ProgressBar()])
         except Interrupted as interruption:
-            print(f"eqxrl: {interruption}\nGo on with: eqxrl train --resume {run.folder}", file=sys.stderr)
-            return 128 + interruption.signal
-        returns, lengths = metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1]
-        _report(run.folder, returns, lengths, quiet, json, env_steps=int(run.curve().env_steps[-1]))
+            return _complain(f"{interruption} Or with: eqxrl train --resume {run.folder}", 128 + interruption.signal)
+        with _output(of_a_run=True):
+            _report(run.folder, metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1], quiet, json, run.env_steps)
         return 0
 
     for command in (evaluate, render, plot, runs):
@@ -196,7 +245,7 @@ def _what(run: Run, preset: str = "") -> str:
     return f"{c.algorithm_name} on {c.env}, {preset}{c.preset or 'default'}, {c.num_seeds} seed{'s' * (c.num_seeds > 1)}"
 
 
-def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool, env_steps: int) -> None:
+def _report(folder: Path, returns: Any, lengths: Any, quiet: bool, as_json: bool, env_steps: Any) -> None:
     """The evaluation of the policies after so many env steps, `[seeds episodes]`, as a table or JSON."""
     by_seed = np.asarray(returns, np.float64).mean(-1)
     if as_json:
@@ -240,7 +289,8 @@ def evaluate(
     keys = jax.random.split(jax.random.key(seed), opened.config.num_seeds)
     play = eqx.filter_jit(eqx.filter_vmap(lambda ts, key: evaluator(algo.env, algo.env_params, algo.policy(ts), key)))
     metrics = play(states, keys)
-    _report(run, metrics.cumulative_reward, metrics.episode_length, quiet, json, algo.env_steps(states))
+    with _output():
+        _report(run, metrics.cumulative_reward, metrics.episode_length, quiet, json, algo.env_steps(states))
 
 
 def render(
@@ -260,7 +310,8 @@ def render(
     algo, state = Run(run).load(member, best=best)
     path = algo.visualize(state, out, jax.random.key(seed))
     if not quiet:
-        print(path)
+        with _output():
+            print(path)
 
 
 def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, out: Path = Path("learning_curves.png"), quiet: Flag = False) -> None:
@@ -276,9 +327,10 @@ def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, out: Path = Path("lear
     if len(envs) != 1:
         found = ", ".join(f"{folder} of {env}" for env, folder in envs.items()) or "none"
         raise ValueError(f"name runs of one environment: returns of different ones don't belong on one axis; got {found}")
-    path = plot_learning_curves({str(run.folder): run.curve() for run in opened}, out, title=next(iter(envs)))
+    path = plot_learning_curves({drawable(str(run.folder)): run.curve() for run in opened}, out, title=drawable(next(iter(envs))))
     if not quiet:
-        print(path)
+        with _output():
+            print(path)
 
 
 def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = False) -> None:
@@ -291,33 +343,41 @@ def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = Fals
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    found, paths = [], sorted(folder.glob("*/config.json"))
-    width = min(28, max((len(path.parent.name) for path in paths), default=3))
+    found, paths = [], sorted(x for x in folder.iterdir() if os.path.lexists(x / "config.json") and not x.name.startswith("."))
+    width = min(28, max([3, *(len(path.name) for path in paths)]))
     columns = [Column("run", overflow="fold", width=width), Column("what", overflow="fold")]
     columns += [Column("env steps", justify="right", no_wrap=True), Column("IQM", justify="right", no_wrap=True)]
     caption = "IQM: of the last evaluation's mean returns, over seeds"
     table = Table(*columns, "done", box=SIMPLE_HEAD, pad_edge=False, caption=caption)
     for path in paths:
         try:
-            run = Run(path.parent)
-        except ValueError as error:
-            print(f"eqxrl: {error}", file=sys.stderr)
-            continue
-        row = dict(run=str(run.folder), **dataclasses.asdict(run.config), finished=run.finished, env_steps=None, iqm=None)
-        with contextlib.suppress(FileNotFoundError):  # killed before its first evaluation
-            curve = run.curve()
-            row |= dict(env_steps=int(curve.env_steps[-1]), iqm=float(iqm(curve.returns)[-1]))
-        last = ("", "") if row["iqm"] is None else (f"{row['env_steps']:,}", f"{row['iqm']:.1f}")
-        options = (f"{k}={v}" for k, v in run.config.options().items())
-        table.add_row(run.folder.name, " ".join([_what(run), *options]), *last, "yes" if run.finished else "no")
+            row, what, last = _row(Run(path))
+        except Exception as error:  # whatever is wrong with it, the others are listed
+            _complain(error)
+            row, what, last = dict(run=str(path), error=_plain(error)), "damaged", ("", "", "no")
+        table.add_row(Text(_plain(path.name)), Text(_plain(what)), *last)
         found.append(row)
-    if json:
-        print(json_module.dumps(found))
-    else:
-        Console().print(table)
+    with _output():
+        if json:
+            print(json_module.dumps(found))
+        else:
+            Console().print(table)
+
+
+def _row(run: Run) -> tuple[dict[str, Any], str, tuple[str, str, str]]:
+    """What is listed of a run, as JSON and as words: what it is; how far it has come, how good it is, and whether it has ended."""
+    row = dict(run=str(run.folder), **dataclasses.asdict(run.config), finished=run.finished, env_steps=None, iqm=None)
+    with contextlib.suppress(FileNotFoundError):  # killed before its first evaluation
+        curve = run.curve()
+        row |= dict(env_steps=int(curve.env_steps[-1]), iqm=float(iqm(curve.returns)[-1]))
+    json_module.dumps(row)
+    env_steps, last = ("", "") if row["iqm"] is None else (f"{row['env_steps']:,}", f"{row['iqm']:.1f}")
+    options = (f"{k}={v}" for k, v in run.config.options().items())
+    return row, " ".join([_what(run), *options]), (env_steps, last, "yes" if run.finished else "no")
 
 
 if __name__ == "__main__":

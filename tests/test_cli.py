@@ -1,7 +1,10 @@
 """The command, run as a user would."""
 
+import dataclasses
+import functools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -10,11 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from eqxrl import cli
-from eqxrl.training import Run, hyperparameters
+from eqxrl import PPO, EvalMetrics, cli
+from eqxrl.training import Run, RunConfig, Trainer, hyperparameters
 
 QUICK = ["--hp.num-envs", "4", "--hp.num-steps", "8", "--hp.num-minibatches", "2", "--hp.num-epochs", "1"]
 QUICK += ["--hp.num-seeds-per-eval", "3", "--hp.eval-freq", "64", "--preset", "default"]
@@ -352,6 +356,155 @@ def test_bad_input_is_told_and_leaves_nothing(here, args, message, tmp_path, mon
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     done = eqxrl("train", "CartPole-v2", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "CartPole-v1" in done.stderr and "Traceback" not in done.stderr and not done.stdout
+
+
+# Damaged and hostile files.
+
+DEEP = "[" * 400 + "]" * 400
+HOSTILE = ["null", "[]", "{}", '"[/]"', "1" + "0" * 30, "-1", "NaN", "1.5", "true", DEEP, '"\\u001b[2J[bold]$x_{"', '[["[/]"]]', "9" * 5000]
+WHOLE = ["", "{", "[]", "null", "3", '"x"', "\x00\x01", "[" * 100_000, '{"algorithm": "ppo"}', '{"a":' * 5000, "\xff\xfe"]
+FIELDS = [f.name for f in dataclasses.fields(RunConfig)]
+
+
+def edits(config, rng=None, num=0):
+    """Texts of a `config.json`: a short table of what may be wrong with one, and `num` more by chance."""
+    yield from WHOLE
+    for field in FIELDS:
+        yield json.dumps({k: x for k, x in config.items() if k != field})
+        yield replaced(config, [field], HOSTILE[FIELDS.index(field) % len(HOSTILE)])
+    for place in ("seed", "num_seeds", "env_id", "hp"):
+        for value in ("null", '["CartPole-v1"]', '"[/]"', "7", DEEP):
+            yield replaced(config, [place], value)
+    yield replaced(config, ["hp", "num_envs"], "1" + "0" * 18)
+    yield replaced(config, ["parts"], '{"actor_critic": {"type": "Popen"}}')
+    for _ in range(num):
+        place, inner = [rng.choice(FIELDS)], None
+        while isinstance(inner := functools.reduce(lambda x, k: x[k], place, config), dict) and inner and rng.random() < 0.8:
+            place.append(rng.choice(sorted(inner)))
+        yield replaced(config, place, rng.choice(HOSTILE))
+
+
+def replaced(config, place, value):
+    """With the text `value` in that place."""
+    config = json.loads(json.dumps(config))
+    functools.reduce(lambda x, k: x[k], place[:-1], config)[place[-1]] = "HERE"
+    return json.dumps(config).replace('"HERE"', value)
+
+
+@pytest.fixture
+def refuses(folder, here, monkeypatch, tmp_path):
+    """Gives each command a run with such a configuration: it must say what is wrong on one line, or it doesn't matter."""
+    monkeypatch.chdir(tmp_path)
+    run = unfinished(folder, tmp_path / "runs/edited")
+    unfinished(folder, tmp_path / "runs/whole")
+    monkeypatch.setattr(Trainer, "_fit", lambda *_, **__: (_ for _ in ()).throw(OSError("enough")))
+    monkeypatch.setattr(cli, "EpisodeEvaluator", Played)
+    monkeypatch.setattr(PPO, "visualize", lambda self, state, path, key: path)
+
+    def refuses(text):
+        path = run / "config.json"
+        path.write_bytes(text.encode("latin-1"))
+        codes = []
+        for args in (["evaluate", run], ["render", run], ["plot", run, "--quiet"], ["train", "--resume", run]):
+            code, _, errors = here(*args)
+            assert code in (0, 2) and "Traceback" not in errors and errors.count("\n") == (code == 2), (args, text[:300], errors)
+            assert "\x1b" not in errors and (code == 0 or errors.startswith("eqxrl: "))
+            codes.append(code)
+        code, listed, errors = here("runs")
+        assert code == 0 and re.search(r"whole .* 64 .* no *\n", listed) and "edited" in listed, (text[:300], errors)
+        assert ("damaged" in listed) == (errors != "") and (errors == "" or errors.startswith(("eqxrl: runs/edited/", "eqxrl: edited")))
+        return codes
+
+    return refuses
+
+
+@dataclasses.dataclass
+class Played:
+    """Instead of episodes."""
+
+    num_episodes: int
+    deterministic: bool = True
+
+    def __call__(self, env, env_params, policy, key):
+        return EvalMetrics(episode_length=jax.numpy.ones(2, int), cumulative_reward=jax.numpy.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_a_hostile_configuration_is_refused_on_one_line(folder, refuses):
+    config = json.loads((folder / "runs/CartPole-v1-001/config.json").read_text())
+    assert refuses(json.dumps(config))[:3] == [0, 0, 0]
+    for text in edits(config):
+        refuses(text)
+    for seeds in ('"num_seeds": 3', '"seed": 1'):
+        name = seeds.split('"')[1]
+        edited = json.dumps({**config, name: int(seeds[-1])})
+        assert refuses(edited)[0] == refuses(edited)[3] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_four_hundred_edits_of_a_configuration(folder, refuses):
+    config = json.loads((folder / "runs/CartPole-v1-001/config.json").read_text())
+    for text in edits(config, random.Random(0), 400):
+        refuses(text)
+
+
+# What isn't finite; signals; pipes.
+
+
+def test_what_is_not_finite_is_no_result(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text, errors = here("train", "CartPole-v1", *QUICK, "--hp.total-timesteps", "128", "--hp.learning-rate", "1e38", "--seeds", "2")
+    assert code == 1 and errors.count("\n") == 1 and "mean return" not in text
+    where = "after iteration 2 of 4, at 64 env steps, in interval 1 of 2, which began at 0"
+    last = "the last finite checkpoint, runs/CartPole-v1-001/checkpoints/checkpoint-000000000.eqx, is of before, and stays"
+    assert re.match(rf"eqxrl: outputs.means\['\w+'\] of seed 0, 1 isn't finite {where}; {last}", errors)
+    assert not Path("runs/CartPole-v1-001/policy.eqx").exists() and Run("runs/CartPole-v1-001").load()[1].num_iterations == 0
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("when", ["before the run", "in the report"])
+def test_a_signal_outside_of_the_training(folder, here, monkeypatch, tmp_path, signum, code, when):
+    kill = lambda *_, **__: os.kill(os.getpid(), signum)  # noqa: E731
+    if when == "before the run":
+        monkeypatch.setattr(Run, "fit", kill)
+    else:
+        metrics = EvalMetrics(episode_length=jax.numpy.ones((1, 1, 3), int), cumulative_reward=jax.numpy.ones((1, 1, 3)))
+        monkeypatch.setattr(Run, "fit", lambda *_: (None, metrics))
+        monkeypatch.setattr(cli, "_report", kill)
+    before = signal.getsignal(signal.SIGTERM)
+    got = here("train", "--resume", unfinished(folder, tmp_path / "cut"))
+    assert (got[0], got[2]) == (code, "eqxrl: interrupted\n") and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc to see when the imports are under way")
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_libraries_are_imported(tmp_path, signum, code):
+    command = [sys.executable, "-m", "eqxrl.cli", "runs"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.002)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, "eqxrl: interrupted\n")
+
+
+def test_nobody_has_to_read_what_is_printed(folder, tmp_path):
+    """A closed pipe, and a disk that is full."""
+    command = [sys.executable, "-m", "eqxrl.cli"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*command, "runs"], cwd=folder, stdout=writer, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    if Path("/dev/full").exists():
+        run = unfinished(folder, tmp_path / "cut")
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*command, "train", "--resume", run], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+            assert done.returncode == 0 and Run(run).finished
+            assert set(done.stderr.splitlines()) == {"eqxrl: what was to be printed is lost: [Errno 28] No space left on device"}
+            done = subprocess.run([*command, "runs", tmp_path], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+            assert (done.returncode, done.stderr) == (2, "eqxrl: [Errno 28] No space left on device\n")
 
 
 # Going on.

@@ -108,7 +108,7 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         given = {name: x for name, x in parts.items() if x is not None}
         algo = cls(env=env, env_params=env_params, hp=cls.HParams() if hp is None else hp, parts=given)  # pyright: ignore[reportCallIssue]
         check_sizes(algo)
-        check_read(algo, *_trace(algo))
+        check_read(algo, *names_read(algo))
         return algo
 
     @classmethod
@@ -253,7 +253,7 @@ _TRACED: dict[Any, tuple[set[str], set[str]]] = {}
 """What was read of algorithms that were traced before: those that are equal but for the values of their arrays are traced once."""
 
 
-def _trace(algo: AbstractAlgorithm) -> tuple[set[str], set[str]]:
+def names_read(algo: AbstractAlgorithm) -> tuple[set[str], set[str]]:
     """Traces one iteration and one evaluation, without running anything. **Returns:** which hyperparameters and parts were read."""
     arrays, static = eqx.partition(algo, eqx.is_array)
     leaves, treedef = jax.tree.flatten(static)

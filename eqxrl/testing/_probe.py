@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
 from eqxrl._structs import TrajectoryWithLastObs
 from eqxrl.collectors import RolloutCollector
@@ -14,7 +13,7 @@ from eqxrl.envs import TimeLimit
 from eqxrl.nn import MLPActorCritic, NormalizedActorCritic
 from eqxrl.spaces import Box, Discrete
 from eqxrl.verification._collectors import CollectorLaws
-from eqxrl.verification._tools import quick_jit
+from eqxrl.verification._laws import quick_jit
 
 ACTIONS = {"discrete": Discrete(3), "box": Box(-1.0, 1.0, (2,))}
 
@@ -30,10 +29,10 @@ class Corridor(eqx.Module):
     def action_space(self, params: Any) -> Discrete | Box:
         return self.action
 
-    def reset(self, key: Key[Array, ""], params: Any) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    def reset(self, key: Any, params: Any) -> Any:
         return (position := jax.random.uniform(key, (2,), jnp.float32, -0.8, 0.8)), position
 
-    def step(self, key: Key[Array, ""], state: Float[Array, "2"], action: Any, params: Any) -> Any:
+    def step(self, key: Any, state: Any, action: Any, params: Any) -> Any:
         push = jnp.stack([action - 1, 1 - action]).astype(jnp.float32) if isinstance(self.action, Discrete) else action
         position = state + 0.3 * push
         return position, position, jnp.float32(1), jnp.any(jnp.abs(position) > 1), jnp.asarray(False), {}
@@ -55,4 +54,4 @@ def probe_agent(kind: str) -> NormalizedActorCritic:
 @functools.cache
 def probe_rollouts(kind: str, steps: int, envs: int) -> list[TrajectoryWithLastObs]:
     """Two rollouts of that policy, one after the other."""
-    return CollectorLaws(RolloutCollector(envs, steps), *probe(kind), probe_agent(kind)).run[1]
+    return CollectorLaws(RolloutCollector(envs, steps), *probe(kind), probe_agent(kind)).run[1][:2]

@@ -8,11 +8,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
 
-from eqxrl._structs import EvalMetrics, TrainStepMetrics, TrajectoryCollectionState
+from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl.envs import env_name
 from eqxrl.training._callback import Callback
 from eqxrl.training._programs import for_each
@@ -94,39 +92,20 @@ class NonFinite(FloatingPointError):
 
 class NanGuard(Callback):
     """Looks, after the iterations of each epoch, for NaNs and infinities in their metrics and in the training state (what the
-    environments keep to themselves left out), and raises `NonFinite`, which names the first one, by path, and its seeds. The
-    newest checkpoint stays that of the epoch before.
+    environments keep to themselves left out), and after each evaluation at its returns, and raises `NonFinite`, which names the first
+    one, by path, and its seeds. The newest checkpoint stays that of the epoch before. Without this callback, a trainer warns.
 
     It costs one small program and transfer for each epoch. To find the operation that did it, go on from that checkpoint with
     `hp.debug` set, or under `jax.config.jax_debug_nans`.
     """
 
     def on_train_epoch_end(self, trainer: Any, algo: Any, state: Any, outputs: TrainStepMetrics) -> None:
-        leaves = _floats("outputs", outputs) | _floats("state", state)
-        found = jax.device_get(_non_finite(list(leaves.values()), trainer.num_seeds is not None))
-        for name, bad in zip(leaves, found, strict=True):
-            bad = bad if trainer.stopped is None else bad & ~trainer.stopped
-            if bad.any():
-                seeds = "" if trainer.stopped is None else f" of seed {', '.join(map(str, np.flatnonzero(bad)))}"
-                raise NonFinite(f"{name}{seeds} isn't finite after iteration {trainer.iteration} of {trainer.num_iterations}")
+        if (bad := trainer.run.non_finite()) is not None:
+            raise NonFinite(bad)
 
-
-def _floats(name: str, tree: PyTree) -> dict[str, Any]:
-    """Its float arrays by path, but for what environments keep to themselves."""
-    leaves: dict[str, Any] = {}
-    for path, x in jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, TrajectoryCollectionState)):
-        where = name + jax.tree_util.keystr(path)
-        if isinstance(x, TrajectoryCollectionState):
-            for field, value in vars(x).items():
-                leaves |= {} if field in ("env_state", "reset_state") else _floats(f"{where}.{field}", value)
-        elif eqx.is_inexact_array(x):
-            leaves[where] = x
-    return leaves
-
-
-@eqx.filter_jit
-def _non_finite(arrays: PyTree, stacked: bool) -> list[Bool[Array, "*seeds"]]:
-    return [jnp.any(~jnp.isfinite(x), axis=tuple(range(int(stacked), x.ndim))) for x in arrays]
+    def on_validation_epoch_end(self, trainer: Any, algo: Any, state: Any, metrics: EvalMetrics) -> None:
+        if not np.isfinite(metrics.cumulative_reward).all() and (bad := trainer.run.non_finite(metrics)) is not None:
+            raise NonFinite(bad)
 
 
 class EpisodeRendering(Callback):
@@ -171,7 +150,8 @@ class ProgressBar(Callback):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         console = self.console or Console(file=sys.stderr)
-        texts = [TextColumn(text) for text in ("{task.description}", "env steps", "{task.fields[speed]}", "{task.fields[returns]}")]
+        texts = ("{task.description}", "env steps", "{task.fields[speed]}", "{task.fields[returns]}")
+        texts = [TextColumn(text, markup=False) for text in texts]
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         columns = (texts[0], BarColumn(), MofNCompleteColumn(), *texts[1:], *times)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)

@@ -103,6 +103,7 @@ class Callback(abc.ABC):
 HOOKS = tuple(name for name, x in vars(Callback).items() if callable(x) and not name.startswith("_"))
 
 _ARRAY = "__array__"
+_DEEPEST = 100
 
 
 def overrides(callback: Callback, hook: str) -> bool:
@@ -120,17 +121,19 @@ def check_hooks(callback: Callback) -> None:
             raise TypeError(f"{type(callback).__name__}.{name} would never be called; {probably}The hooks are {', '.join(HOOKS)}")
 
 
-def encode_state(x: Any, name: str) -> Any:
-    """A callback's state as JSON."""
+def encode_state(x: Any, name: str, depth: int = 0) -> Any:
+    """A callback's state as JSON that `decode_state` can read."""
+    if depth > _DEEPEST:
+        raise TypeError(f"the state of callback {name} is nested more than {_DEEPEST} deep, or holds itself; pass something flatter")
     if isinstance(x, np.generic | np.ndarray | jax.Array):
-        x = np.asarray(x, order="C")
-        if x.dtype.kind in "OV":
+        if getattr(x.dtype, "kind", "keys") not in "biufc":
             raise TypeError(f"the state of callback {name} holds an array of {x.dtype}; only numbers and bools can be saved")
+        x = np.asarray(x, x.dtype.newbyteorder("="), order="C")
         return {_ARRAY: [x.dtype.name, list(x.shape), base64.b64encode(x.tobytes()).decode()]}
     if isinstance(x, dict) and all(isinstance(k, str) for k in x) and _ARRAY not in x:
-        return {k: encode_state(v, name) for k, v in x.items()}
+        return {k: encode_state(v, name, depth + 1) for k, v in x.items()}
     if isinstance(x, list | tuple):
-        return [encode_state(v, name) for v in x]
+        return [encode_state(v, name, depth + 1) for v in x]
     if x is None or isinstance(x, bool | int | float | str):
         return x
     fit = "dicts with string keys, lists, numbers, strings, None and arrays of numbers"

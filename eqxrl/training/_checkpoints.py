@@ -15,6 +15,11 @@ from eqxrl.training._files import CheckpointDamaged, CheckpointMismatch, encode,
 
 T = TypeVar("T")
 
+
+class Foreign(CheckpointMismatch):
+    """The file is whole, but nothing that was ever written to a folder of checkpoints like this one."""
+
+
 _NAME = re.compile(r"checkpoint-(\d+)\.eqx")
 
 
@@ -52,27 +57,35 @@ class Checkpoints:
         **Returns:** the checkpoint's path.
 
         **Raises:** what `eqxrl.save` raises; `ValueError` where the folder holds a whole checkpoint of a later iteration, since this
-        one wouldn't be the latest. (Later ones that are damaged, from which `latest` fell back, are deleted.)
+        one wouldn't be the latest. (Later ones that are damaged, from which `latest` fell back, are renamed to `<name>.damaged`.)
         """
         if iteration < 0:
             raise ValueError(f"iteration must be at least 0, got {iteration}")
         if taken := {"iteration", "score"} & set(metadata or {}):
             raise ValueError(f"metadata must not hold {sorted(taken)}; pass them as arguments of save")
-        for i, path in self.files():
+        later = [(i, path) for i, path in self.files() if i >= iteration]
+        for i, path in later:
             if i > iteration and _is_whole(load_with_metadata, path, tree):
                 how = "pass another folder for another run, continue from latest(like), or delete the later checkpoints"
                 raise ValueError(f"iteration {iteration} would not be the latest in {self.folder}, which holds iteration {i}; {how}")
+        for i, path in later:
+            if i > iteration or not path.is_file():
+                set_aside(path)
         score = None if score is None else float(score)
         document = encode(tree, {**(metadata or {}), "iteration": iteration, "score": score})
         path = self.folder / f"checkpoint-{iteration:09d}.eqx"
-        write(path, document)
+        best, twin = self.folder / "best.eqx", None
         if score is not None and score > self._best_score():
-            write(self.folder / "best.eqx", document, twin=path)
+            write(best, document)  # first: a run that goes on from the checkpoint wouldn't write it again
+            twin = best
+        write(path, document, twin=twin)
         kept = 1
-        for i, other in self.files():
-            if i > iteration or (i < iteration and kept == self.keep):
+        for _, other in self.files()[1:]:
+            if not other.is_file():
+                set_aside(other)
+            elif kept == self.keep:
                 other.unlink()
-            elif i < iteration and _is_whole(read_metadata, other):
+            elif _is_whole(read_metadata, other):
                 kept += 1
         for leftover in self.folder.glob(".*.eqx.*.tmp"):  # of a writer that was killed
             leftover.unlink()
@@ -100,6 +113,7 @@ class Checkpoints:
             pass
         except CheckpointDamaged as e:
             warnings.warn(f"{e} It is replaced by the present checkpoint.", stacklevel=3)
+            set_aside(self.folder / "best.eqx")
         return -math.inf
 
     def files(self) -> list[tuple[int, Path]]:
@@ -113,28 +127,42 @@ def newest(folder: Path, read: Callable[[Path], T]) -> T:
 
     **Raises:** what `read` raises; `FileNotFoundError` where there is none, `CheckpointDamaged` where all are damaged.
     """
-    damage = []
+    damage, foreign = [], None
     for _, path in Checkpoints(folder).files():
         try:
             found = read(path)
-        except FileNotFoundError:  # a running trainer has just deleted it
-            continue
+        except FileNotFoundError:
+            if os.path.lexists(path):  # or else a running trainer has just deleted it
+                damage.append(f"{path} isn't a file, or is a link to nowhere.")
         except CheckpointDamaged as e:
             damage.append(str(e))
-            continue
-        for why in damage:
-            warnings.warn(f"{why} Fell back to {path.name}.", stacklevel=3)
-        return found
+        except Foreign as e:
+            damage.append(f"{path} isn't of this run: {e}.")
+            foreign = e
+        else:
+            for why in damage:
+                warnings.warn(f"{why} Fell back to {path.name}.", stacklevel=3)
+            return found
+    if foreign is not None:
+        raise foreign
     if damage:
         none = f"none of the {len(damage)} checkpoints in {folder} can be read; best.eqx may still be:"
         raise CheckpointDamaged("\n".join([none, *damage]))
     raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this folder", str(folder))
 
 
+def set_aside(path: Path) -> None:
+    """Renames what is damaged, instead of deleting it: to `<name>.damaged`, or `<name>.damaged-2` where that is taken, and so on."""
+    other, number = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(other):
+        other, number = path.with_name(f"{path.name}.damaged-{number + 1}"), number + 1
+    os.replace(path, other)
+
+
 def _is_whole(read: Callable[..., Any], *args: Any) -> bool:
     try:
         read(*args)
-    except CheckpointDamaged:
+    except (CheckpointDamaged, FileNotFoundError):  # such as a folder
         return False
     except CheckpointMismatch:  # of another tree, or in a newer format
         return True

@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -162,12 +162,7 @@ def write(path: Path, document: tuple[bytes, list[Any]], *, twin: Path | None = 
         if not temporary.exists():
             _write_new(temporary, *document)
         os.replace(temporary, path)
-        if os.name == "posix":  # the new name itself is on the disk only when the folder is; Windows can't open one
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync(path.parent)  # the new name itself is on the disk only when the folder is
     except OSError as e:
         size = len(document[0]) + sum(x.nbytes for x in document[1])
         why = f"{e.strerror}: couldn't write a checkpoint of {size} bytes; a file that was there before is as it was"
@@ -175,6 +170,26 @@ def write(path: Path, document: tuple[bytes, list[Any]], *, twin: Path | None = 
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Puts a folder, or a file, on the disk; Windows can't open folders."""
+    if os.name == "posix":
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """For reading. Whoever opens a pipe waits for somebody to write to it.
+
+    **Raises:** `OSError` for what is neither a file nor a folder.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "this is a pipe, a device or a socket, and should be a file; move it away", str(path))
+    return open(path, "rb")
 
 
 def _write_new(path: Path, header: bytes, arrays: list[Any]) -> None:
@@ -206,7 +221,7 @@ def _write_new(path: Path, header: bytes, arrays: list[Any]) -> None:
 def _opened(path: str | os.PathLike) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any], bytes]]:
     """The file, at its payload; the verified manifest; the table of the arrays; the payload's recorded digest."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size, header = os.fstat(file.fileno()).st_size, file.read(_PAYLOAD_DIGEST.stop)
             start = 8 + int.from_bytes(header[:8], "little")
             if len(header) == _PAYLOAD_DIGEST.stop and not header.startswith(_START, 8):
@@ -229,7 +244,7 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[Any, dict[str, Any], dict
         folder = "this is a folder; pass a file, or use Checkpoints(folder).latest(like)"
         raise FileNotFoundError(errno.ENOENT, folder if os.path.isdir(path) else "there is no such checkpoint", str(path)) from e
     except OSError as e:
-        if e.errno == errno.EIO:  # what a disk with a bad sector says
+        if e.errno in (errno.EIO, errno.EINVAL):  # what a disk with a bad sector says, and what `open_regular` does
             _damaged(path, "disk", str(e))
         raise
 

@@ -7,10 +7,14 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eqxrl.training._files import open_regular, sync
 from eqxrl.training._metrics import flat
 
 Values = Mapping[str, Any]
@@ -58,21 +62,29 @@ class JSONLLogger(AbstractLogger):
     When it is closed, it writes the same as a table to `<name>.csv`, with a column `env_steps` and one for each name; where
     several seeds are trained, one for each seed, `eval/return_mean/seed_0`; empty for what isn't a number.
 
-    On a resume, rows that will come again are cut off; a file that is there already is otherwise an error.
+    On a resume, rows that will come again are cut off, and lines that are damaged are moved to `<name>.jsonl.damaged`. A file that is
+    there already is otherwise an error, unless it is empty.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
 
     def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
-        if resumed_at is not None and self.path.exists():
-            replace_text(self.path, "".join(line for line, row in read_rows(self.path) if row["env_steps"] <= resumed_at))
+        if resumed_at is not None and os.path.lexists(self.path):
+            rows, damaged = parse_rows(self.path)
+            if damaged:
+                aside = self.path.with_name(self.path.name + ".damaged")
+                with open(aside, "ab") as file:
+                    file.writelines(line for line, _ in damaged)
+                warnings.warn(f"{_listed(self.path, damaged)}, moved to {aside}", stacklevel=4)
+            replace_text(self.path, "".join(line for line, row in rows if row["env_steps"] <= resumed_at))
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             open(self.path, "x").close()
         except FileExistsError as e:
-            raise FileExistsError(e.errno, "this file is there already; pass another path for another run", str(self.path)) from e
+            if not self.path.is_file() or self.path.stat().st_size:  # or else a process was killed before it wrote a row
+                raise FileExistsError(e.errno, "this file is there already; pass another path for another run", str(self.path)) from e
         replace_text(self.path.with_suffix(".hyperparameters.json"), json.dumps(hyperparameters, indent=2) + "\n")
 
     def log(self, env_steps: int, values: Values) -> None:
@@ -86,7 +98,7 @@ class JSONLLogger(AbstractLogger):
             raise
 
     def close(self) -> None:
-        rows = [flat(row) for _, row in read_rows(self.path)]
+        rows = [flat(row) for row in read_rows(self.path)]
         table = io.StringIO()
         writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
         writer.writeheader()
@@ -159,14 +171,40 @@ def _null(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of a `JSONLLogger`, and what they say; a kill may have torn the last one."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What the lines of a `JSONLLogger` say; those that are damaged are left out, with a warning."""
+    rows, damaged = parse_rows(path)
+    if damaged:
+        warnings.warn(f"{_listed(path, damaged)}, left out", stacklevel=3)
+    return [row for _, row in rows]
+
+
+def parse_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[bytes, int]]]:
+    """The lines with what they say; and those that are damaged, with their numbers. A kill may have torn the last one, which then has
+    no end: it doesn't count."""
+    rows, damaged = [], []
+    with open_regular(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                np.int64(row["env_steps"].__index__())
+                rows.append((line.decode(), row))
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+                damaged.append((line, number))
+    return rows, damaged
+
+
+def _listed(path: Path, damaged: list[tuple[bytes, int]]) -> str:
+    numbers = ", ".join(str(number) for _, number in damaged[:20]) + ", ..." * (len(damaged) > 20)
+    return f"{path}, line{'s' * (len(damaged) > 1)} {numbers}: damaged, no row of numbers with env_steps"
 
 
 def replace_text(path: Path, text: str) -> None:
     """Whole, or as it was before."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
+    sync(temporary)
     temporary.replace(path)
+    sync(path.parent)

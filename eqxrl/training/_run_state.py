@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl._typing import as_key
 from eqxrl.algorithms import AbstractAlgorithm
+from eqxrl.algorithms._finite import floats
 from eqxrl.training import _programs as programs
 from eqxrl.training._callback import decode_state, encode_state
-from eqxrl.training._checkpoints import Checkpoints, newest
+from eqxrl.training._checkpoints import Checkpoints, Foreign, newest, set_aside
 from eqxrl.training._files import CheckpointMismatch, load, read_metadata
-from eqxrl.training._metrics import Sums, add_metrics, flat, hyperparameters
+from eqxrl.training._metrics import Sums, add_metrics, flat, hyperparameters, mean_metrics
+from eqxrl.training._numerics import changes
 
 _APART = ("state", "evaluations", "ends", "iteration_size", "pending")  # in the checkpoint's tree, or known otherwise
 _TOTAL = "hp/total_timesteps"
@@ -44,6 +47,8 @@ class RunState:
     """The algorithm's: iterations after which an evaluation is due."""
     iteration_size: int
     """The algorithm's."""
+    started_with: str | None = None
+    """The fingerprint of the keys; `None` where it went on from a training state."""
     iteration: int = 0
     evaluations: list[EvalMetrics] = dataclasses.field(default_factory=list)
     evaluated_at: list[int] = dataclasses.field(default_factory=list)
@@ -102,6 +107,22 @@ class RunState:
         self.pending = []
         return more
 
+    def non_finite(self, evaluation: EvalMetrics | None = None, *, of_state_only: bool = False) -> str | None:
+        """The first float that isn't finite, of the metrics since the last evaluation, the evaluation and the state; its seeds, those
+        that are stopped left out (but of the state alone, all are looked at); and when it was. One small program and transfer."""
+        arrays = floats("evaluation", evaluation) | floats("state", self.state)
+        found = dict(zip(arrays, self.fetch(_non_finite(list(arrays.values()), self.num_seeds is not None)), strict=True))
+        if self.sums and not of_state_only:
+            found = {k: ~np.isfinite(x) for k, x in floats("outputs", mean_metrics(self.sums)).items()} | found
+        for name, bad in found.items():
+            bad = bad if self.stopped is None or of_state_only else bad & ~self.stopped
+            if bad.any():
+                seeds = "" if self.stopped is None else f" of seed {', '.join(map(str, np.flatnonzero(bad)))}"
+                begin = self.first_env_step + self.epoch_started_at * self.iteration_size
+                when = f", in interval {self.epoch + 1} of {self.num_epochs}, which began at {begin}"
+                return f"{name}{seeds} isn't finite {self.where()}{when if self.iteration > self.epoch_started_at else ''}"
+        return None
+
     def stored(self) -> tuple[PyTree, dict[str, Any]]:
         """A checkpoint's tree, and its metadata as JSON."""
         self.fetch()
@@ -124,6 +145,11 @@ class RunState:
         return self.state, jax.tree.map(lambda *x: jnp.stack(x, axis), *self.evaluations)
 
 
+@eqx.filter_jit
+def _non_finite(arrays: PyTree, stacked: bool) -> list[Bool[Array, "*seeds"]]:
+    return [jnp.any(~jnp.isfinite(x), axis=tuple(range(int(stacked), x.ndim))) for x in arrays]
+
+
 def load_checkpoint(folder: str | Path, algo: AbstractAlgorithm, *, best: bool = False, axes: PyTree = None) -> tuple[Any, EvalMetrics]:
     """The training state in the newest checkpoint of a run, or in the best one, and the evaluations up to then, shaped as `fit`
     returns them.
@@ -136,16 +162,16 @@ def load_checkpoint(folder: str | Path, algo: AbstractAlgorithm, *, best: bool =
     return (read(Path(folder) / "best.eqx") if best else newest(Path(folder), read))[0].result()
 
 
-def _read(algo: AbstractAlgorithm, axes: PyTree, path: Path) -> tuple[RunState, PyTree, dict[str, Any], bool]:
-    """Where the run stood; the algorithm's axes; the states of the callbacks; and whether the algorithm has a larger
-    `total_timesteps` than the run, and is otherwise the same."""
+def _read(algo: AbstractAlgorithm, axes: PyTree, path: Path) -> tuple[RunState, PyTree, dict[str, Any], bool, str]:
+    """Where the run stood; the algorithm's axes; the states of the callbacks; whether the algorithm has a larger `total_timesteps`
+    than the run, and is otherwise the same; and what this process would compute otherwise than that which wrote it."""
     metadata = read_metadata(path)
     try:
         run, stored = metadata["run"], flat(metadata["hyperparameters"])
         keys, num_evaluations = jax.random.key(0, impl=run["key_impl"]), len(run["evaluated_at"])
         keys = keys if run["num_seeds"] is None else jax.random.split(keys, run["num_seeds"])
     except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointMismatch(f"the checkpoints in {path.parent} weren't written by a Trainer; read them with eqxrl.load") from e
+        raise Foreign(f"the checkpoints in {path.parent} weren't written by a Trainer; read them with eqxrl.load") from e
     axes = programs.check_axes(algo, axes, keys)
     present = flat(hyperparameters(algo, None if axes is False else axes))
     changed = {k for k in {*stored, *present} if stored.get(k) != present.get(k)}
@@ -162,7 +188,7 @@ def _read(algo: AbstractAlgorithm, axes: PyTree, path: Path) -> tuple[RunState, 
     evaluations = jax.tree.map(lambda x: np.zeros((num_evaluations, *x.shape), x.dtype), one) if num_evaluations else None
     tree = load(path, {"train_state": state, "evaluations": evaluations})
     callbacks = {k: decode_state(x) for k, x in metadata["callbacks"].items()}
-    return RunState.of(tree, run, programs.member(algo, axes, 0)), axes, callbacks, extended
+    return RunState.of(tree, run, programs.member(algo, axes, 0)), axes, callbacks, extended, changes(metadata.get("numerics"))
 
 
 def start(
@@ -194,16 +220,20 @@ def start(
     run = RunState(
         state=copy(state), key_impl=str(jax.random.key_impl(state.rng)), num_seeds=num_seeds, stopped=stopped,
         skip_initial_evaluation=skip_initial_evaluation, first_env_step=one.env_steps(state),
+        started_with=fingerprint(keys) if train_state is None else None,
         ends=np.cumsum(one.chunks), iteration_size=one.iteration_size,
     )
     return run, axes, None
 
 
 def _resumed(folder: Path, algo: AbstractAlgorithm, axes: PyTree) -> tuple[RunState, PyTree, dict[str, Any]]:
-    run, axes, callbacks, extended = newest(folder, functools.partial(_read, algo, axes))
+    run, axes, callbacks, extended, changed = newest(folder, functools.partial(_read, algo, axes))
     for iteration, path in Checkpoints(folder).files():
         if iteration > run.iteration:  # it is damaged, and would be in the way of the next one
-            path.unlink()
+            set_aside(path)
+    if changed:
+        why = f"the numbers of the run in {folder} may differ from here on, in their last digits or altogether"
+        warnings.warn(f"{why}, since this isn't what computed them so far: {changed}", stacklevel=5)
     if run.stop_reason is not None and extended:
         run.stop_reason = None
         if run.stopped is not None and run.stopped.all():  # seeds that were stopped before the others stay so
@@ -211,8 +241,12 @@ def _resumed(folder: Path, algo: AbstractAlgorithm, axes: PyTree) -> tuple[RunSt
     elif run.stop_reason is not None:
         how = f"pass an algorithm whose total_timesteps is above {algo.hp.total_timesteps}, and is otherwise the same"
         why = f"the run in {folder} was stopped ({run.stop_reason}) {run.where()}"
-        warnings.warn(f"{why}, and stays so; to go on with it, {how}", stacklevel=4)
+        warnings.warn(f"{why}, and stays so; to go on with it, {how}", stacklevel=5)
     return run, axes, callbacks
+
+
+def fingerprint(keys: Key[Array, "..."]) -> str:
+    return hashlib.sha256(np.asarray(jax.random.key_data(keys)).tobytes()).hexdigest()[:16]
 
 
 def copy(tree: PyTree) -> PyTree:

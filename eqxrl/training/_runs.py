@@ -2,9 +2,14 @@
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import math
+import os
+import secrets
+import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +17,21 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from beartype.door import is_bearable
+from jaxtyping import Array, Key
 
 from eqxrl._structs import EvalMetrics
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.algorithms import ALGORITHMS, PRESETS, AbstractAlgorithm
 from eqxrl.envs import env_name
+from eqxrl.training._builtin import NanGuard
 from eqxrl.training._callback import Callback
 from eqxrl.training._checkpoints import Checkpoints
-from eqxrl.training._files import save, versions
+from eqxrl.training._files import CheckpointDamaged, CheckpointMismatch, read_metadata, save, versions
+from eqxrl.training._lock import owned
 from eqxrl.training._loggers import AbstractLogger, JSONLLogger, read_rows, replace_text
 from eqxrl.training._metrics import flat, hyperparameters, readable
-from eqxrl.training._run_state import load_checkpoint
+from eqxrl.training._run_state import fingerprint, load_checkpoint
 from eqxrl.training._trainer import Trainer
 from eqxrl.viz import Curve, plot_learning_curves
 
@@ -54,8 +63,17 @@ class RunConfig:
     def create(self) -> AbstractAlgorithm:
         """The algorithm.
 
-        **Raises:** `ValueError` where it isn't that of the run (any more), by name; and what making it raises.
+        **Raises:** `ValueError` where it isn't that of the run (any more), by name, or can't be made; `ImportError`, `OSError`,
+        `TypeError`.
         """
+        try:
+            return self._create()
+        except (ValueError, TypeError, OSError, ImportError):
+            raise
+        except Exception as error:
+            raise ValueError(f"the algorithm can't be made of what is written down of the run: {error!r}") from error
+
+    def _create(self) -> AbstractAlgorithm:
         if self.source is not None:
             algo: Any = from_file(self.source)()
             if not isinstance(algo, AbstractAlgorithm):
@@ -85,9 +103,9 @@ class RunConfig:
             return {}
         presets = PRESETS.get(self.env_id or "", {}).get(self.algorithm, {})
         hp: Any = presets[self.preset].hparams() if self.preset in presets else ALGORITHMS[self.algorithm].HParams()
-        begin = lambda x: x["init_value"] if isinstance(x, Mapping) else x  # noqa: E731
+        begin = lambda x: x.get("init_value") if isinstance(x, Mapping) else x  # noqa: E731
         usual = readable(hp)
-        return {k: begin(x) for k, x in self.hp.items() if begin(x) != begin(usual[k])}
+        return {k: begin(x) for k, x in self.hp.items() if begin(x) != begin(usual.get(k))}
 
 
 class Run:
@@ -109,14 +127,24 @@ class Run:
         """
         self.folder = Path(folder)
         self.checkpoints, self.policy = self.folder / "checkpoints", self.folder / "policy.eqx"
+        self.env_steps: int | None = None  # of a run that `fit` has ended
         path = self.folder / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{self.folder} is not the folder of a run: it has no config.json")
+            why = "there is none" if not os.path.lexists(path) else "what is called so is no file"
+            rest = "If a run was to begin here, nothing of it was written, and the folder can be removed or, if it is empty, used anew"
+            raise FileNotFoundError(f"{self.folder} is not the folder of a run: it has no config.json ({why}). {rest}")
         try:
             content = json.loads(path.read_text())
             self.config = RunConfig(**{f.name: content[f.name] for f in dataclasses.fields(RunConfig)})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged, or of another version of eqxrl: {error!r}") from error
+            for f in dataclasses.fields(RunConfig):
+                if not is_bearable(content[f.name], f.type):  # pyright: ignore[reportArgumentType]
+                    raise TypeError(f"{f.name} is {_short(content[f.name])}")
+            if type(self.config.hp.get("total_timesteps")) is not int:
+                raise TypeError("hp has no total_timesteps that is an int")
+            if self.config.num_seeds < 1 or abs(self.config.seed) >= 2**63:
+                raise ValueError(f"num_seeds is {_short(self.config.num_seeds)}, seed is {_short(self.config.seed)}")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged, or of another version of eqxrl: {_short(error)}") from error
 
     @classmethod
     def new(
@@ -153,11 +181,19 @@ class Run:
             hint = "" if source else "; pass source='path/to/script.py:make', a function without arguments that returns the algorithm"
             raise ValueError(f"this {kind.__name__} can't be made again from its run's folder: {error}{hint}") from error
         env = env_name(algo.env).replace("/", "-")
-        for folder in [Path(out, name)] if name else (Path(out, f"{env}-{number:03d}") for number in itertools.count(1)):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                _write(folder, config)
+        folders = [Path(out, name)] if name else (Path(out, f"{env}-{number:03d}") for number in itertools.count(1))
+        for folder in folders:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+            unfinished.mkdir()
+            try:
+                _write(unfinished, config)
+                unfinished.rename(folder)  # which is refused where there is one, unless it is empty
                 return cls(folder)
+            except OSError as e:
+                shutil.rmtree(unfinished)
+                if e.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
         raise FileExistsError(f"{out}/{name} exists, and a run is never overwritten; pass another name")
 
     @property
@@ -169,24 +205,57 @@ class Run:
 
         **Returns:** what `Trainer.fit` returns: the state, `[seeds ...]`, and all evaluations, `[seeds evals episodes]`.
 
-        **Raises:** what `Trainer.fit` raises; `ValueError` for a run that has finished.
+        **Raises:** what `Trainer.fit` raises; `NonFinite` as `NanGuard`; `ValueError` for a run that has finished, and where the
+        seeds in its configuration aren't those of its checkpoints.
         """
-        if self.finished:
-            raise ValueError(f"{self.folder} has finished; its policy is {self.policy}. It goes on only to a larger total_timesteps")
-        algo, metrics = self.config.create(), self.folder / "metrics.jsonl"
-        if not Checkpoints(self.checkpoints).files():
-            metrics.unlink(missing_ok=True)  # of a process that was killed before it wrote a checkpoint
-        keys = jax.random.split(jax.random.key(self.config.seed), self.config.num_seeds)
-        state, evaluations = Trainer(callbacks, [JSONLLogger(metrics), *loggers], self.checkpoints).fit(algo, keys, resume=True)
-        save(self.policy, eqx.filter_vmap(algo.policy)(state), metadata=dataclasses.asdict(self.config))
-        self.plot(self.folder / "learning_curve.png")
+        with owned(self.checkpoints):
+            if self.finished:
+                raise ValueError(f"{self.folder} has finished; its policy is {self.policy}. It goes on only to a larger total_timesteps")
+            self._check_seeds()
+            algo, metrics = self.config.create(), self.folder / "metrics.jsonl"
+            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed
+                leftover.unlink()
+            if not Checkpoints(self.checkpoints).files():
+                metrics.unlink(missing_ok=True)  # likewise, before it wrote a checkpoint
+            callbacks = [*callbacks]
+            callbacks += [] if any(isinstance(x, NanGuard) for x in callbacks) else [NanGuard()]
+            trainer = Trainer(callbacks, [JSONLLogger(metrics), *loggers], self.checkpoints)
+            state, evaluations = trainer._fit(algo, self._keys())
+            self.env_steps = trainer.env_steps
+            picture = self.folder / "learning_curve.png"
+            try:
+                self.plot(picture)
+            except Exception as error:
+                warnings.warn(f"{picture} couldn't be drawn: {error!r}; the policy is written nevertheless", stacklevel=2)
+            # Last of all, since it says that all is there.
+            save(self.policy, eqx.filter_vmap(algo.policy)(state), metadata=dataclasses.asdict(self.config))
         return state, evaluations
+
+    def _keys(self) -> Key[Array, " seeds"]:
+        return jax.random.split(jax.random.key(self.config.seed), self.config.num_seeds)
+
+    def _check_seeds(self) -> None:
+        """**Raises:** `ValueError` where the checkpoints are those of other seeds than `config.json` says."""
+        for _, path in Checkpoints(self.checkpoints).files():
+            with contextlib.suppress(CheckpointDamaged, CheckpointMismatch, OSError, LookupError, TypeError):
+                run = read_metadata(path)["run"]
+                what = None if run["num_seeds"] == self.config.num_seeds else f"num_seeds={self.config.num_seeds}"
+                if what is None and run.get("started_with") not in (None, fingerprint(self._keys())):
+                    what = f"seed={self.config.seed}"
+                if what is not None:
+                    how = "but the run was started with another; put that back, or start a run of its own"
+                    raise ValueError(f"{self.folder / 'config.json'} says {what}, {how}")
+                return
 
     def extend(self, total_timesteps: int) -> None:
         """Lets `fit` go on to more env steps, also where the run has finished. Nothing else changes: schedules stay as they are.
 
         **Raises:** `ValueError` if they aren't more.
         """
+        with owned(self.checkpoints):
+            self._extend(total_timesteps)
+
+    def _extend(self, total_timesteps: int) -> None:
         old = self.config.hp["total_timesteps"]
         if total_timesteps <= old:
             raise ValueError(f"{self.folder} has total_timesteps={old}, which can only be extended, got {total_timesteps}")
@@ -207,6 +276,7 @@ class Run:
         num_seeds = self.config.num_seeds
         if member is not None and not 0 <= member < num_seeds:
             raise IndexError(f"{self.folder} has {num_seeds} members, counted from 0, so there is no {member}")
+        self._check_seeds()
         algo = self.config.create()
         state, _ = load_checkpoint(self.checkpoints, algo, best=best)
         return algo, state if member is None else jax.tree.map(lambda x: x[member] if eqx.is_array(x) else x, state)
@@ -214,17 +284,29 @@ class Run:
     def curve(self) -> Curve:
         """The evaluations so far.
 
-        **Raises:** `FileNotFoundError` if there are none.
+        **Raises:** `FileNotFoundError` if there are none. Rows that are damaged are left out, with a warning.
         """
         path = self.folder / "metrics.jsonl"
-        rows = [row for _, row in read_rows(path) if "eval/return_mean" in row] if path.is_file() else []
+        rows = [row for row in read_rows(path) if "eval/return_mean" in row] if os.path.lexists(path) else []
         if not rows:
             raise FileNotFoundError(f"{self.folder} has no evaluations yet; go on with it: eqxrl train --resume {self.folder}")
-        returns = [[math.nan if x is None else x for x in row["eval/return_mean"]] for row in rows]
-        return Curve(env_steps=np.array([row["env_steps"] for row in rows]), returns=np.array(returns, np.float64).T)
+        found = [(row["env_steps"], x) for row in rows if (x := _numbers(row["eval/return_mean"], self.config.num_seeds)) is not None]
+        if len(found) < len(rows):
+            lost = f"in {len(rows) - len(found)} of {len(rows)} rows"
+            what = f"eval/return_mean isn't a number for each of {self.config.num_seeds} seeds {lost}"
+            if not found:
+                raise ValueError(f"{path}: {what}")
+            warnings.warn(f"{path}: {what}, which are left out", stacklevel=2)
+        env_steps, returns = zip(*found, strict=True)
+        return Curve(env_steps=np.array(env_steps), returns=np.array(returns).T)
 
     def plot(self, path: str | Path) -> Path:
-        return plot_learning_curves({self.folder.name: self.curve()}, path, title=self.config.env)
+        return plot_learning_curves({drawable(self.folder.name): self.curve()}, path, title=drawable(self.config.env))
+
+
+def drawable(text: str) -> str:
+    """For matplotlib, which has no glyph for what can't be printed, and takes what is between dollars for a formula."""
+    return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
 
 
 def find_algorithm(name: str) -> type[AbstractAlgorithm]:
@@ -240,6 +322,18 @@ def find_algorithm(name: str) -> type[AbstractAlgorithm]:
 
 def _write(folder: Path, config: RunConfig) -> None:
     replace_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def _numbers(values: Any, num: int) -> list[float] | None:
+    """`num` floats, if `values` are so many."""
+    try:
+        return [math.nan if x is None else float(x) for x in values] if isinstance(values, list) and len(values) == num else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _short(x: Any) -> str:
+    return text if len(text := repr(x)) <= 200 else text[:197] + "..."
 
 
 def _absolute(name: str) -> str:

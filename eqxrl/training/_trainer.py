@@ -1,6 +1,5 @@
 """The host's loop over compiled chunks of an algorithm's iterations."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ from eqxrl._structs import EvalMetrics
 from eqxrl._typing import KeyLike
 from eqxrl.algorithms import AbstractAlgorithm
 from eqxrl.training import _programs as programs
-from eqxrl.training._builtin import Checkpointing
+from eqxrl.training._builtin import Checkpointing, NanGuard
 from eqxrl.training._callback import Callback
 from eqxrl.training._checkpoints import Checkpoints
 from eqxrl.training._interrupts import Interrupted, Interrupts
 from eqxrl.training._listeners import Listeners, check_listeners
+from eqxrl.training._lock import owned
 from eqxrl.training._loggers import AbstractLogger
 from eqxrl.training._metrics import hyperparameters, mean_metrics, summarize_evaluation, summarize_training
 from eqxrl.training._run_state import RunState, copy, start
+from eqxrl.training._saving import Saving
 
 
 class CheckpointNotWritten(OSError):
@@ -101,37 +102,44 @@ class Trainer:
 
         **Raises:**
 
-        - what a callback raises, after the other callbacks and the loggers were closed and a checkpoint was written; for a
-            `FloatingPointError`, none is, so that the last good one stays the newest.
+        - what a callback raises, after the other callbacks and the loggers were closed and a checkpoint was written. None is of a
+            state that isn't finite, which is a warning, or, with a `NanGuard`, an error.
         - `Interrupted`, on Ctrl-C and SIGTERM, after the iterations under way and a checkpoint.
         - `FileExistsError` where `folder` holds a run and `resume` isn't set; `FileNotFoundError` where there is none to
             resume; `CheckpointMismatch` where it is of another algorithm, environment or hyperparameters; `CheckpointDamaged`.
+        - `BlockingIOError` while another process, or another trainer, writes to `folder`.
         - `OSError` if the first checkpoint can't be written. If a later one can't, that is a warning, and the next one is
             tried; if the last one can't, `CheckpointNotWritten`, which holds the result.
         """
+        with owned(self.folder):
+            return self._fit(algo, rng, train_state, skip_initial_evaluation, resume, axes)
+
+    def _fit(
+        self, algo: Any, rng: Any, train_state: Any = None, skip_initial_evaluation: bool = False, resume: bool = True, axes: PyTree = None
+    ) -> tuple[Any, EvalMetrics]:
+        """In a folder that is `owned`."""
         self.run, self.axes, states = start(self.folder, algo, rng, train_state, skip_initial_evaluation, resume, axes)
-        self._config = hyperparameters(algo, None if self.axes is False else self.axes)
+        config = hyperparameters(algo, None if self.axes is False else self.axes)
         self._algo, self._listeners = algo, Listeners(self, algo)
         self._requested: list[float | None] = []  # the scores of the checkpoints that were asked for
-        self._safe = states is not None  # is there a checkpoint of the run?
-        self._unwritten: OSError | None = None  # why the last one couldn't be written
+        self._saving = Saving(self._checkpoints, self.run, config, self._listeners, resumed=states is not None)
         with Interrupts() as self._interrupts:
             try:
-                self._listeners.open(self._config, states or {}, None if states is None else self.run.last_row)
+                self._listeners.open(config, states or {}, None if states is None else self.run.last_row)
                 if states is None:
-                    self._write()
+                    self._saving.write()
                 self._listeners.call("on_fit_start")
                 self._loop()
                 self._listeners.call("on_fit_end")
                 self._listeners.send_row()
                 self._leave_if_interrupted()
             except BaseException as e:
-                self._rescue(e)
+                self._saving.rescue(e)
                 raise
             finally:
                 self._listeners.close()
-        if self._unwritten is not None:
-            raise CheckpointNotWritten(self._unwritten, self.run.result()) from self._unwritten
+        if (unwritten := self._saving.unwritten) is not None:
+            raise CheckpointNotWritten(unwritten, self.run.result()) from unwritten
         return self.run.result()
 
     def _loop(self) -> None:
@@ -187,6 +195,8 @@ class Trainer:
         run = self.run
         self._listeners.call("on_validation_epoch_start")
         evaluation = programs.evaluate(self._algo, self.axes, run.state)
+        if not any(isinstance(x, NanGuard) for x in self.callbacks):
+            self._saving.warn_unless_finite(run.non_finite(evaluation))
         if self._listeners.loggers or self._listeners.hear("on_validation_epoch_end"):
             evaluation = run.fetch(evaluation)
         if self._listeners.loggers:
@@ -197,7 +207,7 @@ class Trainer:
         self._listeners.call("on_validation_epoch_end", evaluation)
         self._listeners.send_row()
         if self._requested or run.finished:
-            self._write(max((x for x in self._requested if x is not None), default=None))
+            self._saving.write(max((x for x in self._requested if x is not None), default=None))
         self._requested = []
         self._leave_if_interrupted()
 
@@ -205,46 +215,12 @@ class Trainer:
         if (signum := self._interrupts.received) is None:
             return
         self._listeners.send_row()
-        path = self._write()
+        path = self._saving.write()
         how = f"Go on with Trainer(folder={str(self.folder)!r}, ...).fit(algo, resume=True)."
         if path is None:
-            why = "there is no folder" if self.folder is None else repr(self._unwritten)
-            how = f"No checkpoint was written ({why}); the training state is in this exception's `state`, and in the trainer's."
+            how = f"No checkpoint was written ({self._saving.why_not()}); "
+            how += "the training state is in this exception's `state`, and in the trainer's."
         raise Interrupted(f"stopped by {signum.name} {self.run.where()}. {how}", signum, self.state, checkpoint=path)
-
-    def _write(self, score: float | None = None) -> Path | None:
-        """Where the run stands, as a checkpoint. `None` where there is no folder, and, after a warning, where it couldn't be written."""
-        if self._checkpoints is None:
-            return None
-        tree, run = self.run.stored()
-        metadata = {"hyperparameters": self._config, "run": run, "callbacks": self._listeners.states()}
-        try:
-            path = self._checkpoints.save(tree, iteration=self.iteration, metadata=metadata, score=score)
-        except OSError as e:
-            if not self._safe:
-                raise
-            self._unwritten = e
-            warnings.warn(f"{e}. Training goes on, and will try again at the next checkpoint", stacklevel=3)
-            return None
-        self._unwritten, self._safe = None, True
-        return path
-
-    def _rescue(self, e: BaseException) -> None:
-        """Saves what can be saved after an exception."""
-        if isinstance(e, Interrupted) or not isinstance(e, Exception) or not self._safe:
-            return
-        where = self.run.where()
-        gone = any(x.is_deleted() for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array)))
-        if gone or isinstance(e, FloatingPointError):
-            e.add_note(f"{where}; the newest checkpoint in {self.folder} is of before")
-            return
-        self._listeners.send_row()
-        try:
-            path = self._write()
-        except Exception as unwritten:  # the state itself may be what is broken
-            e.add_note(f"{where}; no checkpoint could be written: {unwritten!r}")
-        else:
-            e.add_note(f"{where}; written to {path}, so fit(algo, resume=True) goes on from here")
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Adds numbers, or `[seeds]` arrays of them, to what the loggers get after the evaluation that closes the epoch."""

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -6,72 +5,31 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PyTree
 
-from eqxrl._structs import TrajectoryWithLastObs, Transitions
-from eqxrl._typing import Observation, Scalar, describe, validate
-from eqxrl.buffers import AbstractBuffer
+from eqxrl._structs import EvalMetrics, TrajectoryWithLastObs, Transitions
+from eqxrl._typing import describe, validate
 from eqxrl.collectors import AbstractCollector
-from eqxrl.envs import AbstractWrapper
-from eqxrl.nn import AbstractActorCritic, AbstractPolicy
-from eqxrl.spaces import Box, Discrete, as_space, bounds
-from eqxrl.verification._report import NotApplicable, law
-from eqxrl.verification._tools import AbstractLaws, close, keys_used_once, quick_jit, same, same_arrays
+from eqxrl.envs import episode_limit
+from eqxrl.evaluators import AbstractEvaluator
+from eqxrl.nn import AbstractPolicy
+from eqxrl.spaces import Discrete, bounds
+from eqxrl.verification._copies import modules
+from eqxrl.verification._glass import Marked, glass, replay
+from eqxrl.verification._laws import TOLERANCE, AbstractLaws, NotApplicable, close, keys_used_once, law, quick_jit, same, same_arrays
 
-
-class Glass(AbstractWrapper):
-    """An environment that tells with its reward what a step led to: `tells(obs, terminated, truncated)`, and NaN where the action
-    lies outside the action space. A box of actions is narrowed to nearly a point, so that actions must be clipped."""
-
-    env: Any
-    tells: Callable
-
-    def reset(self, key: Key[Array, ""], params: Any = None) -> Any:
-        return self.env.reset(key, params)
-
-    def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Any:
-        obs, state, _, terminated, truncated, info = self.env.step(key, state, action, params)
-        space = self.action_space(params)
-        low, high = (0, space.n - 1) if isinstance(space, Discrete) else bounds(space)
-        inside = jnp.all((action >= low) & (action <= high))
-        return obs, state, jnp.where(inside, self.tells(obs, terminated, truncated), jnp.nan), terminated, truncated, info
-
-    def action_space(self, params: Any = None) -> Any:
-        space = as_space(self.env.action_space(params))
-        if not isinstance(space, Box):
-            return space
-        low, high = (jnp.clip(x, -1e3, 1e3) for x in bounds(space))
-        middle, width = (low + high) / 2, 1e-3 * (high - low)
-        return Box(middle - width, middle + width, space.shape, space.dtype)
-
-
-def coin(obs: Observation) -> Scalar:
-    """1 or -1, by chance but always the same for the same observation."""
-    flat = jnp.arcsinh(jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in jax.tree.leaves(obs)]))
-    weights = np.random.default_rng(0).normal(size=flat.size).astype(np.float32)
-    return jnp.where(jnp.sin(50 * (flat @ weights)) >= 0, 1.0, -1.0)
+NEAR = 1e-3  # that far rounding may take an observation in the course of an episode
+ENDS = ("went on", "terminated", "were cut off", "did both")
 
 
 class CollectorLaws(AbstractLaws):
-    """Of a collector, with an environment and what it is to act with: an `AbstractPolicy` if it collects `Transitions`, an
-    `AbstractActorCritic` if it collects rollouts."""
-
-    def __init__(self, collector: AbstractCollector, env: Any, env_params: Any, policy: AbstractActorCritic | AbstractPolicy):
-        self.collector, self.env, self.env_params, self.policy = collector, env, env_params, policy
+    """Of a collector, in glass, with an `AbstractPolicy` if it is to collect `Transitions`, else with an `AbstractActorCritic`."""
+    def __init__(self, collector: AbstractCollector, env: Any, env_params: Any, policy: Any):
+        self.part, self.policy, self.env_params = collector, policy, env_params
         self.makes = Transitions if isinstance(policy, AbstractPolicy) else TrajectoryWithLastObs
-        self.call = lambda policy, state: collector(env, env_params, policy, state)
-        self.init = lambda key: collector.init(env, env_params, policy, key)
+        self.env = glass(env, env_params)
+        self.call = lambda policy, state: collector(self.env, env_params, policy, state)
+        self.init = lambda key: collector.init(self.env, env_params, policy, key)
         self.keys = list(jax.random.split(jax.random.key(2), 2))
-
-    def steps(self, batch: Any) -> Any:
-        return batch.transitions if self.makes is Transitions else batch.trajectories
-
-    def agent(self) -> Any:
-        if self.makes is Transitions:
-            raise NotApplicable("it collects transitions")
-        if jax.tree.leaves(eqx.filter_eval_shape(lambda agent: agent.initial_carry(), self.policy)):
-            raise NotApplicable("the policy has a hidden state")
-        return self.policy
 
     def members(self) -> list[Any]:
         init = quick_jit(self.init)
@@ -79,53 +37,41 @@ class CollectorLaws(AbstractLaws):
 
     @cached_property
     def run(self) -> tuple[list[Any], list[Any]]:
-        """The states before, between and after two rollouts, and the rollouts."""
+        """The states before, between and after several rollouts, and the rollouts; at least 300 steps."""
         (_, before), (between, first) = self.given[0], self.results[0]
-        after, second = self.compiled(self.policy, between)
-        return [before, between, after], [first, second]
-
-    def through_glass(self, tells: Callable[..., Any]) -> list[list[Any]]:
-        """The states after each of two rollouts, and the rollouts, where rewards are what `tells` says."""
-        def program(key: Any) -> Any:
-            world = Glass(self.env, tells), self.env_params, self.policy
-            state = self.collector.init(*world, key)
-            def one(state: Any, _: None) -> Any:
-                result = self.collector(*world, state)
-                return result[0], result
-            states, batches = jax.lax.scan(one, state, length=2)[1]
-            return [[jax.tree.map(lambda x, i=i: x[i], of) for i in range(2)] for of in (states, batches)]
-        return quick_jit(program)(self.keys[0])
-
-    def tells(self, obs: Any, terminated: Any, truncated: Any) -> Any:
-        """A step's reward in glass: 0 if it terminated, else the coin of what it led to, or -1 if that isn't stored (at a cut-off)."""
-        side = coin(obs) if self.makes is Transitions else jnp.where(truncated, -1.0, coin(obs))
-        return jnp.where(terminated, 0.0, side)
+        states, batches = [before, between], [first]
+        while len(batches) < max(2, 300 / (self.part.num_envs * self.part.num_steps)):
+            after, batch = self.compiled(self.policy, states[-1])
+            states, batches = [*states, after], [*batches, batch]
+        return states, batches
 
     @cached_property
-    def glass(self) -> list[dict[str, Any]]:
-        """Of each rollout in glass: its steps, the signs of their rewards, and `told`, what these should be by the other fields."""
-        seen, coins = [], quick_jit(jax.vmap(jax.vmap(coin)))
-        for state, batch in zip(*self.through_glass(self.tells)):
-            t = self.steps(batch)
-            side = coins(jax.tree.map(lambda x, last: jnp.concatenate([x[1:], last[None]]), t.obs, state.last_obs))
-            side = jnp.where(t.truncated, coins(t.next_obs) if self.makes is Transitions else -1.0, side)
-            fields = {name: np.asarray(getattr(t, name)) for name in ("terminated", "truncated", "done", "action")}
-            told = np.asarray(jnp.where(t.terminated, 0.0, side))
-            seen.append(fields | dict(sign=np.sign(t.reward), told=told, state=state, episodes=batch.episodes))
-        return seen
+    def seen(self) -> tuple[Any, dict[str, Any]]:
+        """Of these, as one rollout `[rollouts*steps envs]`: what was stored, and what really happened."""
+        steps = [batch.transitions if self.makes is Transitions else batch.trajectories for batch in self.run[1]]
+        stored = jax.tree.map(lambda *xs: jnp.concatenate(xs), *steps)
+        told = quick_jit(lambda obs, action: replay(self.env, self.env_params, obs, action))(stored.obs, stored.action)
+        return jax.device_get((stored, told))
 
-    def seen(self, *names: str) -> list[np.ndarray]:
-        return [np.concatenate([rollout[name] for rollout in self.glass]) for name in names]
+    def judgement(self, obs: Any, action: Any) -> Any:
+        if self.makes is Transitions:
+            raise NotApplicable("it collects transitions")
+        if jax.tree.leaves(eqx.filter_eval_shape(lambda agent: agent.initial_carry(), self.policy)):
+            raise NotApplicable("the policy has a hidden state")
+        agent: Any = self.policy
+        def one(obs: Any, action: Any) -> Any:
+            distribution, value, _ = agent(obs, agent.initial_carry())
+            return distribution.log_prob(action), value
+        return jax.device_get(quick_jit(jax.vmap(jax.vmap(one)))(obs, action))
 
     @law("shapes", "what init and __call__ return; weak types come of Python numbers", gate=True)
     def shapes(self) -> str:
-        sizes: dict[str, Any] = dict(steps=self.collector.num_steps, envs=self.collector.num_envs)
+        sizes: dict[str, Any] = dict(steps=self.part.num_steps, envs=self.part.num_envs)
         def traced(key: Any) -> Any:
-            state = validate(self.collector, self.init(key), batch="envs", envs=sizes["envs"])
+            state = validate(self.part, self.init(key), batch="envs", envs=sizes["envs"])
             after, batch = self.call(self.policy, state)
             assert isinstance(batch, self.makes), f"it returned {describe(batch)}; return (state, {self.makes.__name__})"
-            validate(self.collector, after, batch="envs", envs=sizes["envs"])
-            validate(self.collector, batch, batch="steps envs", **sizes)
+            validate(self.part, batch, batch="steps envs", **sizes)
             return state, after
         before, after = eqx.filter_eval_shape(traced, self.keys[0])
         same_arrays(before, after, "its state")
@@ -133,7 +79,7 @@ class CollectorLaws(AbstractLaws):
 
     @law("actions are stored unclipped", "spaces.to_env_action, on the way to the environment only")
     def actions_are_stored_unclipped(self) -> str:
-        space, (action,) = Glass(self.env, coin).action_space(self.env_params), self.seen("action")
+        space, action = self.env.action_space(self.env_params), self.seen[0].action
         if isinstance(space, Discrete):
             raise NotApplicable("the actions are discrete")
         low, high = map(np.asarray, bounds(space))
@@ -141,174 +87,162 @@ class CollectorLaws(AbstractLaws):
         assert clipped < 0.5, f"{clipped:.0%} of the stored actions lie in a space with hardly any extent: they were stored clipped"
         return f"{1 - clipped:.0%} of the stored actions outside a narrow space"
 
-    @law("steps follow one another", "[steps envs] and not [envs steps]; obs before the step, reward after it; to_env_action")
+    @law("steps follow one another", "[steps envs] and not [envs steps]; obs before the step; the action that to_env_action was given")
     def steps_follow(self) -> str:
-        """What a step led to is what the next one starts from. Rewards may be scaled or clipped, if they keep their sign."""
-        done, sign, told = self.seen("done", "sign", "told")
-        outside = np.isnan(sign).mean()
+        stored, told = self.seen
+        outside, wrong = np.isnan(stored.reward).mean(), np.argwhere(told["off"] > NEAR)
         assert not outside, f"the environment got actions outside its action space, at {outside:.0%} of the steps"
-        assert not done.all(), "every episode lasts one step only"
-        wrong = np.mean((sign != told)[~done])
-        what = "the next step of an environment starts from another observation than the last one led to, or its reward isn't that step's"
-        assert wrong <= 0.01, f"{what}: {wrong:.0%} of the steps don't fit"  # by rounding, a coin may fall on another side
-        return f"{(~done).sum()} steps"
+        for step, env in wrong[:1]:
+            how = "doesn't open an episode" if told["opens"][step, env] >= 0 else "isn't what the action before it led to"
+            share = f"{len(wrong) / told['off'].size:.0%} of the steps don't fit"
+            raise AssertionError(f"another observation than the environment's: at step {step} of environment {env} it {how}; {share}")
+        return f"{told['off'].size} steps"
 
     @law("flags", "terminated and truncated are those of the same step, and neither stands in the place of the other")
     def flags(self) -> str:
-        sign, told, terminated, truncated = self.seen("sign", "told", "terminated", "truncated")
-        cut = truncated & ~terminated
-        if not np.any((sign == 0) | terminated | truncated):
-            raise NotApplicable(f"no episode ended in {len(sign)} steps")
-        missed, invented, wrong = (sign == 0) & ~terminated, (sign != 0) & terminated, cut & (sign != told)
-        assert not missed.any(), f"{missed.sum()} steps that terminated the episode are stored as if they hadn't"
-        assert not invented.any(), f"{invented.sum()} steps are stored as terminated that didn't terminate the episode"
-        assert not wrong.any(), f"{wrong.sum()} of {cut.sum()} steps that are stored as truncated weren't, or led to another next_obs"
-        return f"{terminated.sum()} terminated, {cut.sum()} cut off"
+        got, want = (x["terminated"] + 2 * x["truncated"] for x in (vars(self.seen[0]), self.seen[1]))
+        count = [[int(np.sum((want == w) & (got == g))) for g in range(4)] for w in range(4)]
+        wrong = [(w, g) for w in range(4) for g in range(4) if w != g and count[w][g]]
+        said = [f"{count[w][g]} of {sum(count[w])} steps that {ENDS[w]} are stored as steps that {ENDS[g]}" for w, g in wrong]
+        assert not wrong, "; ".join(said)
+        return ", ".join(f"{sum(n)} {name}" for n, name in zip(count, ENDS))
+
+    @law("rewards are their step's", "the reward of the same step and environment, also where the episode ends")
+    def rewards(self) -> str:
+        """They may be scaled, clipped, shaped: but it shows in them what the environment paid for this step, and not for another."""
+        got, paid, done = self.seen[0].reward.astype(np.float64), self.seen[1]["reward"], self.seen[1]["done"]
+        like = lambda a, b: abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if np.ptp(a) and np.ptp(b) else 0.0  # noqa: E731
+        own, ends = like(got, paid), like(got[done], paid[done])
+        name, other = max(("before", like(got[1:], paid[:-1])), ("after", like(got[:-1], paid[1:])), key=lambda x: x[1])
+        assert own > max(0.3, other), f"they follow those of their step by {own:.2f}, and of the step {name} by {other:.2f} (correlation)"
+        assert ends > 0.2, f"where episodes end they don't follow those that were paid there (correlation {ends:.2f})"
+        return f"correlation {own:.2f}"
 
     @law("rollouts go on", "what of the state is returned, the key for the next rollout too")
     def rollouts_go_on(self) -> None:
         states, batches = self.run
         for before, after, batch in zip(states, states[1:], batches):
-            t = self.steps(batch)
-            assert same(jax.tree.map(lambda x: x[0], t.obs), before.last_obs), "a rollout doesn't open where the one before it stopped"
-            assert same(after.last_done, t.done[-1]), "the state's last_done isn't the last step's done"
-            for name in ("last_obs", "last_done") if isinstance(batch, TrajectoryWithLastObs) else ():
-                assert same(getattr(batch, name), getattr(after, name)), f"the rollout's {name} isn't the state's"
+            if isinstance(batch, TrajectoryWithLastObs):
+                alike = same((batch.last_obs, batch.last_done), (after.last_obs, after.last_done))
+                assert alike, "the rollout's last_obs and last_done aren't the state's"
+            assert not same(before.rng, after.rng), "the state's rng is the same after a rollout: return the key for the next one"
+        stored, size = self.seen[0], self.part.num_steps
+        done = np.ravel((stored.terminated | stored.truncated)[size - 1 :: size])
+        assert same(done, np.concatenate([x.last_done for x in states[1:]])), "the state's last_done isn't the last step's done"
         counted = [int(state.global_step) for state in states]
         assert counted == list(range(len(states))), f"global_step goes {counted}; it counts rollouts"
-        rngs = {jax.random.key_data(state.rng).tobytes() for state in states}
-        assert len(rngs) == len(states), "the state's rng is the same after a rollout: return the key for the next one"
 
     def keys_used_once(self) -> None:
         keys_used_once(lambda key: self.call(self.policy, self.init(key)), self.keys[0])
 
-    @law("environments start differently", "split the key of init, once for each environment")
-    def starts(self) -> None:
-        possible = quick_jit(jax.vmap(lambda key: self.env.reset(key, self.env_params)[0]))(jax.random.split(self.keys[1], 8))
-        alike = lambda obs: all(len(np.unique(x, axis=0)) == 1 for x in jax.tree.leaves(obs))  # noqa: E731
-        if self.collector.num_envs == 1 or alike(possible):
-            raise NotApplicable("there is one environment, or one first observation")
-        assert not alike(self.run[0][0].last_obs), "all environments start alike"
+    @law("environments start differently", "split the key of init and of each step, once for each environment; the seed")
+    def starts(self) -> str:
+        if self.env.num_firsts == 1:
+            raise NotApplicable("the environment has one first observation")
+        opens = self.seen[1]["opens"]
+        first, later = opens[0], opens[1:][opens[1:] >= 0]
+        assert len(first) == 1 or len(set(first)) > 1, "all environments start alike"
+        assert len(later) < 5 or len(set(later)) > 1, f"all of {len(later)} episodes after the first ones start alike"
+        (_, one), (_, other) = self.given
+        assert not same(one.last_obs, other.last_obs), "two seeds start alike: init doesn't look at its key"
+        return f"{len(set(first))} of {len(first)} environments, {len(set(later))} of {len(later)} later episodes"
 
     @law("episodes are counted", "EpisodeStats, and the state's episode_return and episode_length")
     def episodes_are_counted(self) -> str:
-        """How many episodes ended, how long they were and what they returned, in the environment's own units."""
-        (lengths, returns), total = np.zeros((2, self.collector.num_envs)), 0
-        for rollout in self.glass:
+        (lengths, returns), total = np.zeros((2, self.part.num_envs)), 0
+        split = lambda name: np.split(self.seen[1][name], len(self.run[1]))  # noqa: E731
+        for dones, rewards, state, batch in zip(split("done"), split("reward"), self.run[0][1:], self.run[1]):
             want = np.zeros(3)
-            for done, reward in zip(rollout["done"], rollout["told"]):
+            for done, reward in zip(dones, rewards):
                 lengths, returns = lengths + 1, returns + reward
                 want += [done.sum(), lengths[done].sum(), returns[done].sum()]
                 lengths[done], returns[done] = 0, 0
-            got, state, total = rollout["episodes"], rollout["state"], total + int(want[0])
+            got, total = batch.episodes, total + int(want[0])
             close((got.count, got.total_length), (want[0], want[1]), "the rollout's episodes (count, length)")
             close((state.episode_length, state.episode_return), (lengths, returns), "the state's episode_length and episode_return")
             close(got.total_return, want[2], "the return of the episodes, in the environment's own units,")
         return f"{total} episodes"
 
-    @law("next_obs opens the next step", "next_obs is what the action led to, before any reset; obs is what it was chosen for")
+    @law("next_obs is what the step led to", "the observation before any reset, also where the episode ends")
     def next_obs(self) -> None:
         if self.makes is not Transitions:
             raise NotApplicable("it collects rollouts")
-        for state, batch in zip(self.run[0][1:], self.run[1]):
-            t = batch.transitions
-            for x, led_to, last in zip(*map(jax.tree.leaves, (t.obs, t.next_obs, state.last_obs))):
-                wrong = np.any(np.reshape(led_to != np.concatenate([x[1:], last[None]]), (*t.done.shape, -1)), axis=-1) & ~t.done
-                assert not wrong.any(), f"at {wrong.sum()} of {wrong.size} steps next_obs isn't the next step's obs"
+        stored, told = self.seen
+        for x, led_to in zip(*map(jax.tree.leaves, (stored.next_obs, told["next_obs"]))):
+            wrong = np.any(np.reshape(~np.isclose(x, led_to, NEAR, NEAR), (*told["done"].shape, -1)), axis=-1)
+            ends = f"{(wrong & told['done']).sum()} of them where an episode ended"
+            assert not wrong.any(), f"next_obs isn't what the step led to at {wrong.sum()} of {wrong.size} steps, {ends}"
 
     @law("log-probs and values are the policy's", "store the action as drawn, its own log-prob, and the observation that it is for")
     def replayed(self) -> str:
-        @quick_jit
-        def again(agent: Any, t: Any) -> Any:
-            distribution, value, _ = jax.vmap(jax.vmap(lambda obs: agent(obs, agent.initial_carry())))(t.obs)
-            return distribution.log_prob(t.action), value
-        agent, steps = self.agent(), [self.steps(batch) for batch in self.run[1]]
-        for t in steps:
-            log_prob, value = again(agent, t)
-            close(t.log_prob, log_prob, "the stored action's log_prob")
-            close(t.value, value, "the stored observation's value")
-        return f"{len(steps)} rollouts"
+        stored, _ = self.seen
+        log_prob, value = self.judgement(stored.obs, stored.action)
+        close(stored.value, value, "the stored observation's value")
+        return close(stored.log_prob, log_prob, "the stored action's log_prob")
 
     @law("final values where cut off", "value the final observation, not that after the reset, where truncated and not terminated")
     def final_values(self) -> str:
-        """Where an episode was cut off, the critic's value of its last observation, and 0 elsewhere. In glass the reward is that
-        value, times what the collector scales rewards with."""
-        agent, seen = self.agent(), []
-        for batch in self.through_glass(lambda obs, *_: agent(obs, agent.initial_carry())[1])[1]:
-            t = batch.trajectories
-            value, reward, goes_on = np.asarray(t.value, np.float64), np.asarray(t.reward, np.float64), ~np.asarray(t.done)[:-1]
-            following, paid = value[1:][goes_on], reward[:-1][goes_on]
-            scale = np.sum(following * paid) / max(np.sum(following**2), 1e-12) or 1.0
-            if not np.allclose(paid / scale, following, 1e-4, 1e-4):
-                raise NotApplicable("rewards are changed by more than a factor, or aren't their own step's")
-            seen.append((reward / scale, t.final_value, t.truncated & ~t.terminated))
-        led_to, got, needed = map(np.concatenate, zip(*seen))
-        stray = np.count_nonzero(got[~needed])
+        stored, told = self.seen
+        _, value = self.judgement(told["next_obs"], stored.action)
+        cut, got = told["truncated"] & ~told["terminated"], stored.final_value
+        stray = np.count_nonzero(got[~cut])
         assert not stray, f"final_value isn't 0 at {stray} steps that weren't cut off, or that terminated"
-        if not np.any(needed):
-            raise NotApplicable(f"no episode was cut off in {len(needed)} steps")
-        return f"{needed.sum()} episodes cut off, {close(got[needed], led_to[needed], 'final_value')}"
+        return f"{cut.sum()} episodes cut off, {close(got[cut], value[cut], 'final_value', 10 * TOLERANCE)}"
 
 
-class BufferLaws(AbstractLaws):
-    """Of a replay buffer, with an example of the rows that it is to keep (or its shapes)."""
-
-    def __init__(self, buffer: AbstractBuffer, example: PyTree):
-        self.buffer, self.call = buffer, self.add_and_sample
-        self.example = {"row": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)}
-        self.example["number"] = jax.ShapeDtypeStruct((), jnp.int32)
-
-    def add(self, state: Any, start: Any) -> Any:
-        """Adds rows `[steps envs ...]`, each filled with its number, in the order of time; the first one is `start`."""
-        number = start + jnp.arange(6).reshape(2, 3)
-        fill = lambda x: jnp.broadcast_to(number.reshape(2, 3, *[1] * len(x.shape)), (2, 3, *x.shape)).astype(x.dtype)  # noqa: E731
-        return self.buffer.add(state, jax.tree.map(fill, self.example))
-
-    def add_and_sample(self, state: Any, start: Any, key: Any) -> Any:
-        state = self.add(state, start)
-        return state, self.buffer.sample(state, key)
+class EvaluatorLaws(AbstractLaws):
+    """Of an evaluator, in glass, with a policy for the environment."""
+    def __init__(self, evaluator: AbstractEvaluator, env: Any, env_params: Any, policy: AbstractPolicy):
+        self.part, world = evaluator, glass(env, env_params)
+        self.policy = Marked(policy, world, env_params)
+        self.call = lambda policy, key: evaluator(world, env_params, policy, key)
+        limits = [episode_limit(env_params, env), getattr(evaluator, "max_steps", None)]
+        self.longest = min((int(x) for x in limits if x is not None), default=200)
+        self.how = "drawn" if any(getattr(x, "deterministic", None) is False for x in modules(evaluator)) else "best"
 
     def members(self) -> list[Any]:
-        keys = jax.random.split(jax.random.key(11), 2)
-        return [(self.buffer.init(self.example), jnp.int32(i), key) for i, key in enumerate(keys)]
+        return [(self.policy, key) for key in jax.random.split(jax.random.key(9), 2)]
 
     @cached_property
-    def filled(self) -> dict[int, tuple[int, Any]]:
-        """After so many rows, fewer and more than its capacity: its size, and rows that were drawn, `[draws batch ...]`."""
-        add, draw = quick_jit(self.add), quick_jit(jax.vmap(self.buffer.sample, in_axes=(None, 0)))
-        state, seen, total, size = self.given[0][0], {}, 0, 0
-        while total < 1000 and total <= 2 * size:  # until all of it was written twice
-            state = add(state, jnp.int32(total + 1))
-            total, size = total + 6, int(state.size)
-            if not seen or (len(seen) == 1 and size < total) or total > 2 * size:
-                seen[total] = size, jax.device_get(draw(state, jax.random.split(jax.random.key(12), 400)))
-        return seen
+    def played(self) -> tuple[EvalMetrics, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Evaluations, and lengths and returns of the episodes that there are, as the policy plays them without a key, and with one."""
+        @quick_jit
+        def program(policy: Marked, keys: Any) -> Any:
+            there = dict(best=policy.episodes(None, self.longest), drawn=policy.episodes(keys[0], self.longest))
+            return jax.vmap(lambda key: self.call(policy, key))(keys), there
+        return jax.device_get(program(self.policy, jax.random.split(jax.random.key(9), 64)))
 
-    @law("shapes", "what add and sample return", gate=True)
+    @law("shapes", "what is returned: EvalMetrics of [episodes]", gate=True)
     def shapes(self) -> str:
-        after, batch = jax.eval_shape(self.call, *self.given[0])
-        same_arrays(self.given[0][0], after, "its state")
-        sizes = {x.shape[:1] for x in jax.tree.leaves(batch)}
-        assert len(sizes) == 1, f"sample returned {describe(batch)}; return [batch ...]"
-        same_arrays(self.example, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch), "a sampled row")
-        return "[batch={}]".format(*sizes.pop())
+        metrics = eqx.filter_eval_shape(self.call, *self.given[0])
+        assert isinstance(metrics, EvalMetrics), f"it returned {describe(metrics)}; return EvalMetrics"
+        got, shape = describe((metrics.episode_length, metrics.cumulative_reward)), metrics.cumulative_reward.shape
+        assert len(shape) == 1 and shape == metrics.episode_length.shape, f"lengths and returns are {got}; both are [episodes]"
+        return f"[episodes={shape[0]}]"
 
-    @law("whole rows", "one index for all arrays of a row")
-    def whole_rows(self) -> None:
-        for _, drawn in self.filled.values():
-            for x in jax.tree.leaves(drawn["row"]):
-                number = drawn["number"].reshape(*x.shape[:2], *[1] * (x.ndim - 2)).astype(x.dtype)
-                assert (x == number).all(), "what comes out isn't what went in, or a row is put together from several"
+    @law("episodes as played", "terminated | truncated; rewards after the end, and the last one; the action that the policy chose")
+    def as_played(self) -> str:
+        metrics, there = self.played
+        n, r = metrics.episode_length.ravel(), metrics.cumulative_reward.ravel()
+        fit = {how: ((n[:, None] == x) & np.isclose(r[:, None], y, 1e-3, 1e-3)).any(1) for how, (x, y) in there.items()}
+        asked = "actions are drawn with a key, as in training: pass the policy None, or have a field `deterministic` that is False"
+        assert self.how == "drawn" or not fit["drawn"].all() or fit["best"].all(), asked
+        (lengths, returns), stray = there[self.how], ~fit[self.how]
+        for i in np.flatnonzero(stray):
+            alike = [f"{x:.3g}" for x in returns[lengths == n[i]]] or ["nothing: none takes so many"]
+            share = f"{stray.mean():.0%} of the reported episodes are none that the policy plays"
+            raise AssertionError(f"{share}: {r[i]:.4g} in {n[i]} steps, say, in which it earns {', '.join(alike[:4])}")
+        return f"{n.size} episodes of {n.min()} to {n.max()} steps, actions {dict(best='as held best', drawn='drawn')[self.how]}"
 
-    @law("the newest rows", "where rows are written, and the bound up to which is drawn: never what wasn't filled")
-    def newest(self) -> None:
-        for total, (size, drawn) in self.filled.items():
-            oldest = drawn["number"].min()
-            assert oldest > total - size, f"of {total} rows the newest {size} are kept, but row {oldest} was drawn"
-
-    @law("uniform", "the bounds of the random index, and whether the key is used")
-    def uniform(self) -> None:
-        for total, (size, drawn) in self.filled.items():
-            counts = np.bincount(drawn["number"].ravel() - (total - size) - 1, minlength=size)
-            excess = (np.sum((counts - counts.mean()) ** 2) / counts.mean() - (size - 1)) / np.sqrt(2 * max(size - 1, 1))
-            assert excess < 8, f"the {size} rows aren't drawn equally often: {counts.min()} to {counts.max()} times"
+    @law("neither picked nor repeated", "a maximum or minimum over episodes; the key, split once for each episode")
+    def not_picked(self) -> str:
+        got, all_of = self.played[0].cumulative_reward, self.played[1][self.how][1]
+        if np.ptp(all_of) == 0:
+            raise NotApplicable("every episode has the same return")
+        together = got if got.shape[1] > 1 and all_of.size > 3 else got.reshape(1, -1)
+        alike = np.mean(np.ptp(together, axis=1) == 0)
+        assert alike < 0.5, f"in {alike:.0%} of the evaluations all of {got.shape[1]} episodes have the same return"
+        off = (got.mean() - all_of.mean()) / all_of.std()
+        means = f"their mean return is {got.mean():.4g}, that of all the policy plays {all_of.mean():.4g}, {off:+.1f} deviations away"
+        assert abs(off) < 0.6, f"the episodes that are reported were picked: {means}"
+        return f"{off:+.2f} deviations"

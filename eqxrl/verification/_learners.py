@@ -1,21 +1,21 @@
 from collections.abc import Callable
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
 
 from eqxrl._structs import AdvantageMinibatch, TrajectoryWithLastObs
-from eqxrl._typing import Scalar, describe
+from eqxrl._typing import describe
 from eqxrl.learners import AbstractLearner, LearnerState, flatten
 from eqxrl.losses import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, RunningMoments, evaluate, trainable
-from eqxrl.verification._copies import edit, find
-from eqxrl.verification._report import NotApplicable, law
-from eqxrl.verification._tools import TOLERANCE, AbstractLaws, close, finite, moved, quick_jit, same_arrays
+from eqxrl.verification._copies import edit, find, modules, moved, with_fields
+from eqxrl.verification._glass import delegated, different, nearest
+from eqxrl.verification._laws import TOLERANCE, AbstractLaws, NotApplicable, close, finite, law, quick_jit, same, same_arrays
 
 
 def estimated(rollout: TrajectoryWithLastObs, seed: int) -> AdvantageMinibatch:
@@ -25,22 +25,84 @@ def estimated(rollout: TrajectoryWithLastObs, seed: int) -> AdvantageMinibatch:
     return AdvantageMinibatch(trajectories=t, advantages=jnp.asarray(advantages), targets=jnp.asarray(t.value + advantages))
 
 
+class Moved(AbstractActorCritic):
+    """A policy of which the distribution and the value can be moved for each of some observations apart, so that the gradient by these
+    moves tells what a loss makes of each sample."""
+    agent: AbstractActorCritic
+    obs: Any
+    """Samples, no two of them alike, `[batch ...]`."""
+    moves: Any
+    """What is added to the numbers of the distribution, and to the value: `[batch ...]`."""
+
+    def __call__(self, obs: Any, carry: Any) -> Any:
+        distribution, value, carry = self.agent(obs, carry)
+        i = nearest(obs, self.obs)
+        add = lambda x, move: x + move[i] if eqx.is_inexact_array(x) else x  # noqa: E731
+        distribution, value = jax.tree.map(add, (distribution, value), self.moves)
+        return distribution, value, carry
+
+    def initial_carry(self) -> Any:
+        return self.agent.initial_carry()
+
+    def __getattr__(self, name: str) -> Any:
+        return delegated(self, "agent", name)
+
+
 class LossLaws(AbstractLaws):
     """Of a loss, with a policy and two rollouts that it collected."""
-
     def __init__(self, loss: AbstractLoss, agent: AbstractActorCritic, rollouts: list[TrajectoryWithLastObs]):
-        self.loss, self.collector = loss, agent
+        self.part, self.collector = loss, agent
         self.call = lambda agent, minibatch: loss.at_step(jnp.zeros((), jnp.int32))(agent, minibatch)
         self.minibatches = [flatten(estimated(rollout, seed)) for seed, rollout in enumerate(rollouts)]
-        self.params, self.static = eqx.partition(agent, trainable(agent))
-        self.params = moved(self.params, 0.05)  # so that the ratio isn't 1
+        params, static = eqx.partition(agent, trainable(agent))
+        self.agent = eqx.combine(moved(params, 0.05), static)  # so that the ratio isn't 1
 
     def members(self) -> list[Any]:
-        return [(eqx.combine(self.params, self.static), minibatch) for minibatch in self.minibatches]
+        return [(self.agent, minibatch) for minibatch in self.minibatches]
 
     @cached_property
-    def gradient(self) -> Any:
-        return quick_jit(jax.grad(lambda p, m: self.call(eqx.combine(p, self.static), m)[0]))(self.params, self.minibatches[0])
+    def samples(self) -> Any:
+        """What the loss makes of some samples, in four batches: with advantages `a` or none, at ratios `r` or 1. Values have moved by
+        `moves` since they were collected, and are `errors` off their targets. Of each: the loss, its metrics, and its gradients by
+        every sample's distribution (`grad`), log-prob (`pull`), entropy (`spread`) and value (`lift`)."""
+        t, rng, eps = self.minibatches[0].trajectories, np.random.default_rng(7), self.number("clip_eps", 0.2)
+        t = with_fields(t, obs=moved(t.obs, 0.01))
+        rows = different(t.obs)[:24]
+        if (n := len(rows) // 2 * 2) < 4:
+            raise NotApplicable("there are fewer than four different observations")
+        t, i, steps = jax.tree.map(lambda x: x[rows[:n]], t), np.arange(n), eps * np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
+        sign = np.where(i % 2, 1.0, -1.0)
+        a = sign * rng.uniform(0.5, 1.5, n)
+        a, r, moves = (a - a.mean()) / a.std(), np.clip(1 + steps, 0.1, None)[i // 2 % 6], steps[(i // 4 + 2) % 6]
+        errors = sign[rng.permutation(n)] * rng.uniform(0.5, 2.0, n) * max(1.0, 5 * eps)
+        loss = edit(self.part, lambda f, x: jnp.float32(0.1) if f.name == "ent_coef" else x)  # also where the bonus is turned off
+        dot = lambda a, b: sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y, tuple(range(1, x.ndim))), a, b)))  # noqa: E731
+        along = lambda a, b: dot(a, b) / jnp.maximum(dot(b, b), 1e-12)  # noqa: E731
+        @quick_jit
+        def program(agent: Any, t: Any, a: Any, r: Any, moves: Any, errors: Any) -> Any:
+            own, value = jax.vmap(lambda obs: agent(obs, agent.initial_carry())[:2])(t.obs)
+            noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), own)
+            there = jax.vmap(lambda obs: Moved(agent, t.obs, (noise, value))(obs, agent.initial_carry())[0])(t.obs)
+            action = there.sample(jax.random.key(0))
+            log_prob, by_log_prob = there.log_prob(action), eqx.filter_grad(lambda d: jnp.sum(d.log_prob(action)))(there)
+            by_entropy = eqx.filter_grad(lambda d: jnp.sum(d.entropy()))(there)
+            def batch(a: Any, r: Any) -> Any:
+                new = with_fields(t, action=action, log_prob=log_prob - jnp.log(r), value=value - moves)
+                minibatch = AdvantageMinibatch(trajectories=new, advantages=a, targets=value - errors)
+                objective = lambda moves: loss.at_step(jnp.int32(0))(Moved(agent, t.obs, moves), minibatch)  # noqa: E731
+                (result, metrics), (grad, lift) = jax.value_and_grad(objective, has_aux=True)((noise, jnp.zeros_like(value)))
+                by = dict(pull=along(grad, by_log_prob), spread=along(grad, by_entropy))
+                return dict(loss=result, metrics=metrics, grad=grad, lift=lift, **by)
+            return [batch(x, y) for y in (r, jnp.ones_like(r)) for x in (a, jnp.zeros_like(a))]
+        batches = program(self.collector, t, *(jnp.asarray(x, jnp.float32) for x in (a, r, moves, errors)))
+        batches = jax.tree.map(lambda x: np.asarray(x, np.float64), batches)
+        assert np.isfinite(batches[3]["pull"]).all(), "where advantages are alike, the gradient isn't finite: add 1e-8 to their deviation"
+        named = dict(zip(("at", "without", "at_one", "neither"), batches))
+        return SimpleNamespace(**named, a=a, r=r, moves=moves, errors=errors, eps=eps)
+
+    def number(self, name: str, default: Any = None) -> Any:
+        """A coefficient of the loss, or of one inside it."""
+        return next((float(getattr(x, name)) for x in modules(self.part.at_step(jnp.int32(0))) if hasattr(x, name)), default)
 
     @law("shapes", "what is returned: a scalar, and a dict of scalars", gate=True)
     def shapes(self) -> None:
@@ -52,8 +114,9 @@ class LossLaws(AbstractLaws):
 
     @law("finite gradients", "divisions, square roots and logarithms of 0, also behind a `where`; stop_gradient")
     def gradients(self) -> str:
-        assert any(np.any(g) for g in jax.tree.leaves(self.gradient)), "the gradient is 0 everywhere: nothing can be learned"
-        return finite(gradient=self.gradient)
+        gradient = quick_jit(eqx.filter_grad(lambda agent, minibatch: self.call(agent, minibatch)[0]))(*self.given[0])
+        assert any(np.any(g) for g in jax.tree.leaves(gradient)), "the gradient is 0 everywhere: nothing can be learned"
+        return finite(gradient=gradient)
 
     @law("a mean over samples", "jnp.sum for jnp.mean, or neighbours in the batch that are taken together")
     def mean(self) -> None:
@@ -64,118 +127,128 @@ class LossLaws(AbstractLaws):
         twice = jax.tree.map(lambda x: np.concatenate([x, x]), minibatch)
         close(self.compiled(agent, twice), (loss, metrics), "with every sample twice, (loss, metrics)")
 
-    @law("better actions become likelier", "the sign of the policy's loss; min and max")
+    @law("better actions become likelier", "the sign of the policy's loss; [batch 1] beside [batch]; stop_gradient")
     def direction(self) -> str:
-        minibatch = self.minibatches[0]
-        @quick_jit
-        def gains(gradient: Any) -> Any:
-            """How the actions' log-probs change with a step along the gradient."""
-            log_prob = lambda p: evaluate(eqx.combine(p, self.static), minibatch)[0].log_prob(minibatch.trajectories.action)  # noqa: E731
-            return jax.jvp(log_prob, (self.params,), (jax.tree.map(jnp.negative, gradient),))[1]
-        moves, advantages = np.asarray(gains(self.gradient)), np.asarray(minibatch.advantages)
-        if not np.any(moves):
+        """At ratio 1: the more so, the higher a sample's own advantage."""
+        seen = self.samples
+        if not any(np.any(x) for x in jax.tree.leaves(seen.at_one["grad"])):
             raise NotApplicable("it doesn't move the policy")
-        gain = np.sum((advantages - advantages.mean()) * moves)
-        assert gain > 0, "a step along the gradient makes actions of positive advantage less likely, and others likelier"
-        return f"{gain:.2g}"
+        up = seen.neither["pull"] - seen.at_one["pull"]
+        told = float(np.corrcoef(up, seen.a)[0, 1]) if np.ptp(up) > 0 else 0.0
+        assert told > 0.5, f"how much likelier a step makes an action should go with its own advantage; the correlation is {told:.2f}"
+        return f"correlation {told:.2f}"
 
-    @law("no divergence at ratio 1", "log ratio = new log_prob - minibatch.trajectories.log_prob")
-    def no_divergence(self) -> str:
-        _, metrics = self.compiled(self.collector, self.minibatches[0])
-        found = {name: x for name, x in metrics.items() if name in ("approx_kl", "clip_fraction")}
-        close(found, {name: 0.0 for name in found}, "at ratio 1, the metrics")
-        return ", ".join(found) or "neither approx_kl nor clip_fraction is reported"
+    @law("the surrogate is clipped", "the minimum of the two; the ratio's sign; which of the two is clipped, and around 1")
+    def surrogate(self) -> str:
+        """Of a loss with `clip_eps`: value and gradient against Schulman et al. 2017, eq. 7, in float64, but for a factor; metrics at 1."""
+        if self.number("clip_eps") is None:
+            raise NotApplicable("it has no clip_eps")
+        seen, a, r, eps, n = self.samples, self.samples.a, self.samples.r, self.samples.eps, len(self.samples.a)
+        goes_on = np.where(a > 0, r < 1 + eps, r > 1 - eps)
+        got, want = n * (seen.at["pull"] - seen.without["pull"]), np.where(goes_on, -r * a, 0.0)
+        factor = float(np.sum(got * want) / np.sum(want**2))
+        assert factor > 0, "actions of positive advantage become less likely within the clip range"
+        wrong = np.abs(got / factor - want) > 0.02
+        for i in np.flatnonzero(wrong):
+            where = f"at the ratio {r[i]:.2f} with the advantage {a[i]:.2f} and clip_eps {eps:.2g}"
+            raise AssertionError(f"{where} the gradient is {got[i] / factor:.3g}, not {want[i]:.3g}; {wrong.mean():.0%} differ")
+        off = {name: x for name, x in seen.at_one["metrics"].items() if name in ("approx_kl", "clip_fraction")}
+        close(off, dict.fromkeys(off, 0.0), "at ratio 1, by new log_prob - minibatch.trajectories.log_prob, the metrics", 1e-3)
+        value = -np.mean(np.minimum(r * a, np.clip(r, 1 - eps, 1 + eps) * a))
+        close((seen.at["loss"] - seen.without["loss"]) / factor, value, "the surrogate", 1e-3)
+        return f"{n} samples, {(~goes_on).sum()} of them clipped, factor {factor:.3g}"
+
+    @law("values go to their own targets", "value - targets, of the same shape; max in value clipping; stop_gradient")
+    def values(self) -> str:
+        """Also beyond a clip range where they went astray. Of a loss with `clip_value`, the gradient in float64, but for a factor."""
+        errors, moves, eps = self.samples.errors, self.samples.moves, self.samples.eps
+        lift, clips = self.samples.at["lift"] * len(errors), self.number("clip_value")
+        if not np.any(lift):
+            claims = self.number("vf_coef") is not None or "value_loss" in self.results[0][1]
+            assert not claims, "no value has a gradient, though there is a value loss"
+            raise NotApplicable("it doesn't depend on the value")
+        nearer = moves * errors < 0  # it has moved towards its target since it was collected: clipping may stop it
+        wrong = np.where(nearer, lift * errors < 0, lift * errors <= 0)
+        for i in np.flatnonzero(wrong):
+            where = f"{errors[i]:+.2f} off its target, moved by {moves[i]:+.2f} since it was collected"
+            raise AssertionError(f"a value {where}, has the gradient {lift[i]:.3g}; {wrong.mean():.0%} of the signs are wrong")
+        if clips is None:
+            return f"{len(lift)} samples"
+        clipped = errors - moves + np.clip(moves, -eps, eps)  # with all targets at 0
+        beyond = bool(clips) & (np.abs(moves) > eps) & (clipped**2 > errors**2)
+        want = np.where(beyond, 0.0, errors)
+        factor = np.sum(lift * want) / np.sum(want**2)
+        close(lift / factor, want, "but for a factor, the value's gradient", 1e-3)
+        return f"{len(lift)} samples, {beyond.sum()} of them clipped, factor {factor:.3g}"
+
+    @law("entropy grows", "the sign of the bonus: - ent_coef * entropy; the distribution's own entropy, not -log_prob of the samples")
+    def entropy(self) -> str:
+        """Without advantages and at ratio 1: what is left pulls towards more entropy, if it does anything."""
+        batch, claims = self.samples.neither, self.number("ent_coef") is not None
+        spread = batch["spread"] * len(batch["spread"])
+        if not any(np.any(np.abs(x) > 1e-7) for x in jax.tree.leaves(batch["grad"])):
+            assert not claims, "ent_coef makes no difference"
+            raise NotApplicable("it has no entropy bonus")
+        bonus = claims or np.ptp(spread) < 0.1 * np.abs(spread.mean())  # else it is something of another kind
+        assert spread.mean() < 0 or not bonus, "a step along the gradient lowers the entropy"
+        if claims:
+            close(spread / spread.mean(), np.ones(len(spread)), "but for a factor, the gradient by each sample's entropy", 1e-2)
+        return f"{-spread.mean():.3g} of its gradient"
 
     @law("at_step", "return self, or a copy with numbers in the place of schedules")
     def schedule(self) -> None:
-        first, later = (self.loss.at_step(jnp.asarray(n, jnp.int32)) for n in (0, 5))
+        first, later = (self.part.at_step(jnp.asarray(n, jnp.int32)) for n in (0, 5))
         assert isinstance(later, AbstractLoss), f"at_step returned {describe(later)}; return an AbstractLoss"
         same_arrays(eqx.filter(first, eqx.is_array), eqx.filter(later, eqx.is_array), "the loss at steps 0 and 5")
 
 
-def moments_of(policy: Any) -> Float[Array, " numbers"]:
-    """All the running statistics in a policy, in one row."""
-    return jnp.concatenate([jnp.zeros((0,), jnp.float32), *(x.ravel() for x in jax.tree.leaves(find(policy, RunningMoments)))])
-
-
-def heard_since(heard: list[Any]) -> list[dict[str, np.ndarray]]:
-    """What a compiled program told since the last time, in order."""
-    jax.effects_barrier()
-    told = [jax.tree.map(np.asarray, x) for x in heard]
-    heard.clear()
-    return told
-
-
 class Spy(AbstractLoss):
     """A loss that tells of each minibatch which samples are in it, and how likely the policy holds their actions."""
-
     loss: AbstractLoss
     tell: Callable = eqx.field(static=True)
 
-    def __call__(self, agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[Scalar, Any]:
+    def __call__(self, agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> Any:
         t = minibatch.trajectories
         told = dict(sample=t.reward, advantages=minibatch.advantages, targets=minibatch.targets, value=t.value, log_prob=t.log_prob)
-        told |= dict(new_log_prob=evaluate(agent, minibatch)[0].log_prob(t.action), moments=moments_of(agent))
+        told |= dict(new_log_prob=evaluate(agent, minibatch)[0].log_prob(t.action))
         jax.debug.callback(self.tell, jax.lax.stop_gradient(told), ordered=True)
         return self.loss(agent, minibatch)
 
-    def at_step(self, num_updates: Int[Array, ""]) -> "Spy":
+    def at_step(self, num_updates: Any) -> "Spy":
         return Spy(self.loss.at_step(num_updates), self.tell)
 
 
-class Numbered(AbstractLearner):
-    """A learner that is given its samples numbered from 0, in the place of their rewards, which a learner has no use for."""
-
-    learner: AbstractLearner
-
-    def init(self, agent: AbstractActorCritic) -> LearnerState:
-        return self.learner.init(agent)
-
-    def __call__(self, agent: AbstractActorCritic, state: LearnerState, rollout: AdvantageMinibatch, key: Key[Array, ""]) -> Any:
-        reward = rollout.trajectories.reward
-        number = jnp.arange(reward.size, dtype=reward.dtype).reshape(reward.shape)
-        return self.learner(agent, state, eqx.tree_at(lambda r: r.trajectories.reward, rollout, number), key)
-
-
-def spy_on(learner: AbstractLearner, tell: Callable[[Any], Any]) -> AbstractLearner:
-    """The learner with a spy in its loss, if it has one."""
-    losses = find(learner, AbstractLoss)
-    return Numbered(edit(learner, lambda module, f, x: Spy(x, tell) if any(x is loss for loss in losses) else x))
-
-
 class LearnerLaws(AbstractLaws):
-    """Of a learner, with a policy and two rollouts of it. **Arguments:** `listen`: of several calls, what the spy in its loss told of
-    each minibatch, the rollout, and the statistics of the policy that collected it; by default, of calls with these rollouts."""
-
-    def __init__(self, learner: AbstractLearner, agent: Any, rollouts: list[TrajectoryWithLastObs], listen: Any = None):
-        self.learner, self.agent, self.call = learner, agent, lambda *args: learner(*args)
-        self.rollouts = [estimated(rollout, seed) for seed, rollout in enumerate(rollouts)]
-        self.listen = listen or self.own_calls
+    """Of a learner, with a policy and two rollouts of it."""
+    def __init__(self, learner: AbstractLearner, agent: Any, rollouts: list[TrajectoryWithLastObs]):
+        self.part, self.agent, self.call = learner, agent, lambda *args: learner(*args)
+        self.rollouts = [estimated(rollout, seed) for seed, rollout in enumerate(rollouts[:2])]
 
     def members(self) -> list[Any]:
-        state, keys = self.learner.init(self.agent), jax.random.split(jax.random.key(5), 2)
+        state, keys = self.part.init(self.agent), jax.random.split(jax.random.key(5), 2)
         return [(self.agent, state, rollout, key) for rollout, key in zip(self.rollouts, keys)]
-
-    def own_calls(self) -> list[Any]:
-        """Two of them with the same policy, the second from the first one's state."""
-        told, heard, moments, state = [], [], np.asarray(moments_of(self.agent)), self.given[0][1]
-        spied = quick_jit(lambda *args: spy_on(self.learner, told.append)(*args))
-        for agent, _, rollout, key in self.given:
-            _, state, _ = spied(agent, state, rollout, key)
-            heard.append((heard_since(told), rollout, moments))
-        return heard
 
     @cached_property
     def heard(self) -> list[Any]:
-        heard = self.listen()
-        if not any(call for call, *_ in heard):
-            raise NotApplicable(f"{type(self.learner).__name__} has no AbstractLoss to look through")
+        """What the spy in its loss told of each minibatch, and the rollout, of two calls with the same policy, the second from the first
+        one's state."""
+        told, heard, state, losses = [], [], self.given[0][1], find(self.part, AbstractLoss)
+        spied = edit(self.part, lambda f, x: Spy(x, told.append) if any(x is loss for loss in losses) else x)
+        call = quick_jit(lambda *args: spied(*args))
+        for agent, _, rollout, key in self.given:
+            reward = rollout.trajectories.reward  # of no use to a learner: in its place the sample's number
+            numbers = jnp.arange(reward.size, dtype=reward.dtype).reshape(reward.shape)
+            _, state, _ = call(agent, state, eqx.tree_at(lambda r: r.trajectories.reward, rollout, numbers), key)
+            jax.effects_barrier()
+            heard.append((jax.tree.map(np.asarray, told), rollout))
+            told.clear()
+        if not heard[0][0]:
+            raise NotApplicable(f"{type(self.part).__name__} has no AbstractLoss to look through")
         return heard
 
     def orders(self) -> list[np.ndarray]:
-        """The samples of each epoch, in the order in which they were learned from."""
         orders = []
-        for call, rollout, _ in self.heard:
+        for call, rollout in self.heard:
             n, seen = rollout.advantages.size, np.concatenate([told["sample"].ravel().astype(int) for told in call])
             epochs = [seen[i : i + n] for i in range(0, max(seen.size, 1), n)]
             missed = max(n - len(np.unique(epoch)) for epoch in epochs)
@@ -201,7 +274,7 @@ class LearnerLaws(AbstractLaws):
     @law("samples whole", "flatten and shuffle all of a rollout in one way")
     def samples_whole(self) -> str:
         """Advantages and targets may have been rescaled, but not reordered."""
-        for call, rollout, _ in self.heard:
+        for call, rollout in self.heard:
             fields = vars(rollout.trajectories) | vars(rollout)
             for told in call:
                 of = lambda name: np.asarray(fields[name]).reshape(-1)[told["sample"].astype(int)]  # noqa: E731
@@ -210,7 +283,7 @@ class LearnerLaws(AbstractLaws):
                 for name in ("advantages", "targets"):
                     steps = np.diff(told[name].reshape(-1)[np.argsort(of(name), kind="stable", axis=None)])
                     assert (steps >= -1e-5 * np.ptp(told[name])).all(), f"a sample's {name} in a minibatch are another sample's"
-        return f"{sum(len(call) for call, *_ in self.heard)} minibatches"
+        return f"{sum(len(call) for call, _ in self.heard)} minibatches"
 
     @law("epochs in different orders", "split the key for every epoch; the algorithm takes another one for every iteration")
     def orders_differ(self) -> str:
@@ -224,29 +297,41 @@ class LearnerLaws(AbstractLaws):
 
     @law("ratio 1 before the first update", "what changes the policy between collecting and learning: statistics, dropout")
     def ratio_is_one(self) -> str:
-        old, new = (np.concatenate([call[0][name].ravel() for call, *_ in self.heard]) for name in ("log_prob", "new_log_prob"))
+        old, new = (np.concatenate([call[0][name].ravel() for call, _ in self.heard]) for name in ("log_prob", "new_log_prob"))
         worst, kl = np.max(np.abs(new - old)), np.mean(np.expm1(new - old) - (new - old))
         off = f"before the first update the ratio is already off 1 by up to {np.expm1(worst):.2g} (approx_kl {kl:.2g})"
         assert worst <= TOLERANCE * (1 + np.max(np.abs(old))), f"{off}: the policy that learns isn't the one that collected"
         return f"|log ratio| up to {worst:.1g}, approx_kl {kl:.1g}"
 
-    @law("statistics frozen", "filter with nn.trainable; the algorithm counts observations, after learning")
-    def statistics_frozen(self) -> None:
-        for call, _, moments in self.heard:
-            if not moments.size:
-                raise NotApplicable("the policy keeps no statistics")
-            for i, told in enumerate(call):
-                how = "they are being trained" if i else "they were updated before learning"
-                assert np.allclose(told["moments"], moments, 1e-6, 1e-6), f"the observations' statistics have changed at update {i}: {how}"
-
-    @law("learned", "which updated policy and state are returned")
+    @law("learned", "which updated policy and state are returned; what the loss's gradient reaches; a forgotten value loss")
     def learned(self) -> str:
+        """Every layer moves, and observation statistics stay: the algorithm counts observations, after learning."""
         after, state, metrics = self.results[0]
         old, new = (eqx.filter(agent, trainable(agent)) for agent in (self.agent, after))
-        pairs = zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new))
-        still = [jax.tree_util.keystr(path) for (path, a), b in pairs if np.array_equal(a, b)]
-        assert len(still) < len(jax.tree.leaves(old)), "the policy is the same after learning"
-        close(moments_of(after), moments_of(self.agent), "the policy's observation statistics", tolerance=0.0)
+        still: dict[str, bool] = {}
+        for (path, a), b in zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new)):
+            layer = jax.tree_util.keystr(path[:-1] or path)
+            still[layer] = still.get(layer, True) and np.array_equal(a, b)
+        assert not all(still.values()), "the policy is the same after learning"
+        got, want = (find(agent, RunningMoments) for agent in (after, self.agent))
+        close(got, want, "the policy's observation statistics, which aren't trained (nn.trainable) nor counted here,", tolerance=0.0)
         assert int(state.num_updates) > 0, "num_updates is still 0, and schedules with it"
         assert not metrics.get("grad_norm", 0) < 0, "grad_norm is negative"
-        return f"{int(state.num_updates)} updates" + (f"; {', '.join(still)} stayed as it was" if still else "")
+        assert not any(still.values()), f"these stay as they were, whatever is learned: {', '.join(x for x in still if still[x])}"
+        return f"{int(state.num_updates)} updates, {len(still)} layers"
+
+    @law("the optimiser goes on", "init of the optimiser belongs into the learner's init; its new state must be returned")
+    def goes_on(self) -> str:
+        (_, start, _, _), (_, _, *more), (agent, state, _) = *self.given, self.results[0]
+        learn = lambda x: self.compiled(agent, with_fields(state, opt_state=x), *more)[0]  # noqa: E731
+        return opt_state_goes_on(start.opt_state, state.opt_state, learn)
+
+
+def opt_state_goes_on(start: Any, then: Any, learn: Callable[[Any], Any]) -> str:
+    """Checks an optimiser's state before and after an update, and that `learn(state)`, the next one's result, depends on it."""
+    numbers = [(a, b) for a, b in zip(*map(jax.tree.leaves, (start, then))) if eqx.is_inexact_array(a)]
+    if not any(np.size(a) > 1 for a, _ in numbers):
+        raise NotApplicable("the optimiser keeps nothing but counters")
+    assert not same(*zip(*numbers)), "the optimiser's state is the same after an update: the new one isn't returned"
+    assert not same(learn(then), learn(start)), "the optimiser's state makes no difference to the next update: it starts anew each time"
+    return f"{len(numbers)} arrays"

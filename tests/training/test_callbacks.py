@@ -32,6 +32,7 @@ from eqxrl.training import (
     Trainer,
     load_checkpoint,
 )
+from eqxrl.training._run_state import RunState
 
 
 def rows(path):
@@ -159,9 +160,10 @@ def test_nan_guard_leaves_to_environments_what_is_theirs(where, path):
     )  # fmt: skip
     state = eqx.tree_at(where, SimpleState(weights=zeros, collection=collection), jnp.array([0.0, jnp.nan, 0.0]))
     outputs = TrainStepMetrics(means={"loss": jnp.float32(1)}, episodes=no_episodes())
-    trainer = SimpleNamespace(num_seeds=None, stopped=None, iteration=1, num_iterations=2)
+    settings = dict(num_seeds=None, key_impl="threefry2x32", skip_initial_evaluation=True, first_env_step=0, stopped=None)
+    run = RunState(state, **settings, ends=np.array([2]), iteration_size=24, iteration=2, pending=[(2, None, outputs)])
     with pytest.raises(NonFinite, match=re.escape(path)) if path else contextlib.nullcontext():
-        NanGuard().on_train_epoch_end(trainer, None, state, outputs)
+        NanGuard().on_train_epoch_end(SimpleNamespace(run=run), None, state, outputs)
 
 
 # The others.
@@ -295,7 +297,7 @@ def test_checkpointing_by_epochs_and_the_best(algo, one, writable, tmp_path):
 
     class Look(Callback):
         def on_train_epoch_start(self, trainer, algo, state):
-            written.append(sorted(path.name for path in tmp_path.iterdir()))
+            written.append(sorted(path.name for path in tmp_path.glob("*.eqx")))
 
     returns = Returns(1.0, 5.0, 2.0, 3.0, 4.0)
     Trainer([returns, Checkpointing(every_epochs=2, keep=1), Look()], folder=tmp_path).fit(algo, one)

@@ -215,10 +215,10 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     with pytest.warns(UserWarning, match="000000020.eqx is damaged"):
         assert folder.latest(LIKE)[1]["iteration"] == 10
     Checkpoints(tmp_path).save(tree(15), iteration=15)
-    assert names(tmp_path) == ["checkpoint-000000010.eqx", "checkpoint-000000015.eqx"]
+    assert names(tmp_path) == ["checkpoint-000000010.eqx", "checkpoint-000000015.eqx", "checkpoint-000000020.eqx.damaged"]
     assert folder.latest(LIKE)[1]["iteration"] == 15
     save_all(folder, [20, 25])
-    assert names(tmp_path) == ["checkpoint-000000020.eqx", "checkpoint-000000025.eqx"]
+    assert names(tmp_path) == ["checkpoint-000000020.eqx", "checkpoint-000000020.eqx.damaged", "checkpoint-000000025.eqx"]
     assert folder.latest(LIKE)[1]["iteration"] == 25
 
 

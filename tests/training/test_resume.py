@@ -316,9 +316,12 @@ save(folder / "result.eqx", result)
 """
 
 
+KILLS = int(os.environ.get("EQXRL_KILLS", 200))
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_fifty_times_kill_9(tmp_path):
+@pytest.mark.timeout(3 * 3600)
+def test_two_hundred_times_kill_9(tmp_path):
     """At random instants, of which some are in the midst of writing a checkpoint or a row; each loses one interval at most."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), *sys.path])}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -327,7 +330,7 @@ def test_fifty_times_kill_9(tmp_path):
     def start(folder):
         return subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], env=environment, stdout=subprocess.PIPE, text=True)
 
-    for _ in range(50):
+    for _ in range(KILLS):
         with start(tmp_path / "killed") as process:
             assert process.stdout.readline() == "ready\n"
             time.sleep(rng.uniform(0, 1))
@@ -338,7 +341,7 @@ def test_fifty_times_kill_9(tmp_path):
         logged = json.loads([line for line in lines if line.endswith("\n")][-1])["env_steps"]
         assert 0 <= logged - algo.env_steps(state) <= 96
         instants.append(algo.env_steps(state))
-    assert instants == sorted(instants) and len(set(instants)) > 25  # where a busy machine leaves time for a checkpoint
+    assert instants == sorted(instants) and len(set(instants)) > KILLS // 2  # where a busy machine leaves time for a checkpoint
     for folder in (tmp_path / "killed", tmp_path / "undisturbed"):
         with start(folder) as process:
             assert process.wait() == 0
