@@ -87,13 +87,16 @@ class TrajectoryWithLastObs(eqx.Module):
 
 @typed
 class AdvantageMinibatch(eqx.Module):
-    """Steps with their advantages: a whole rollout `[steps envs]` on its way to the learner, `[batch]` on its way to a loss."""
+    """Steps with their advantages: a whole rollout `[steps envs]` on its way to the learner, `[batch]` on its way to a loss, or, for a
+    policy with a hidden state, `[steps envs]` of some of the environments."""
 
     trajectories: Trajectory
     advantages: Float[Array, "*batch"]
     """In reward units; not standardised."""
     targets: Float[Array, "*batch"]
     """What the critic should have said."""
+    initial_carry: Carry = field(default=(), metadata=leading("envs"))
+    """The policy's hidden state before the first step, `[envs ...]`; `()` for a feed-forward policy."""
 
     def __check_init__(self):
         advantages, rewards = self.advantages.shape, self.trajectories.reward.shape

@@ -44,6 +44,11 @@ def test_own_loop(capsys):
     assert "action for an upright pole" in capsys.readouterr().out
 
 
+def test_memory(capsys):
+    assert load("memory").main(65_536) > 0.9
+    assert "the first action is" in capsys.readouterr().out
+
+
 def test_callbacks(tmp_path):
     returns = load("callbacks").main(20_000, tmp_path)
     assert max(returns) > 100

@@ -77,7 +77,7 @@ print(eqx.filter_vmap(ppo.train)(jax.random.split(jax.random.key(0), 8))[1].cumu
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("step", [0, 1], ids=["equal", "new"])
 def test_three_hundred_fits(step):
     """Equal ones need no more maps and memory than the first; new ones stay within what Linux grants."""

@@ -16,6 +16,7 @@ from eqxrl.algorithms._ppo import PPOHParams as PPOHParams
 from eqxrl.algorithms._presets import PRESETS as PRESETS
 from eqxrl.algorithms._presets import MakeMLP as MakeMLP
 from eqxrl.algorithms._presets import MakeMLPQ as MakeMLPQ
+from eqxrl.algorithms._presets import MakeRecurrent as MakeRecurrent
 from eqxrl.algorithms._presets import Preset as Preset
 from eqxrl.algorithms._presets import preset as preset
 

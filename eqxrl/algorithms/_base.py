@@ -1,6 +1,5 @@
 import abc
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int, Key
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
-from eqxrl._typing import Action, KeyLike, Observation, as_key, describe, validate
+from eqxrl._typing import Carry, KeyLike, Observation, as_key, describe, validate
 from eqxrl._xla import forget_programs_if_many
 from eqxrl.algorithms._bitwise import all_outputs, traced_bounds
 from eqxrl.algorithms._finite import warn_unless_finite
@@ -20,7 +19,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._parts import Part, check_names, check_read, check_sizes, name_of, part, watched
 from eqxrl.envs import as_environment, check_spaces, env_name, make
 from eqxrl.evaluators import AbstractEvaluator, EpisodeEvaluator
-from eqxrl.nn import AbstractPolicy
+from eqxrl.nn import AbstractPolicy, has_memory
 from eqxrl.spaces import to_env_action
 
 TState = TypeVar("TState", bound=eqx.Module)
@@ -188,17 +187,14 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         """How many env steps, over all environments, the state has behind it; of one member, if it is a vmapped one."""
         return int(np.max(jax.device_get(ts.num_iterations))) * self.iteration_size  # pyright: ignore[reportAttributeAccessIssue]
 
-    def make_actor(self, ts: TState, deterministic: bool = False) -> Callable[[Observation, KeyLike], Action]:
+    def make_actor(self, ts: TState, deterministic: bool = False) -> "Actor":
         """The trained policy as a function `act(obs, rng)` of one observation, in the environment's units, that returns an
-        action fit for the environment; a pytree, so that jitted functions take it as an argument. It has no memory, so a
-        recurrent policy is refused.
+        action fit for the environment; a pytree, so that jitted functions take it as an argument. Of a policy with a hidden state it is
+        `act(obs, rng, carry)`, which returns the action and the next carry; an episode begins with `act.initial_carry()`.
 
         **Arguments:** `deterministic`: the action that the policy holds best, instead of drawing one.
         """
-        policy = self.policy(ts)
-        if jax.tree.leaves(policy.initial_carry()):
-            raise TypeError("make_actor is for policies without a hidden state; step algo.policy(ts) with its carry")
-        return eqx.Partial(_act, policy, self.env, self.env_params, deterministic)
+        return Actor(self.policy(ts), self.env, self.env_params, deterministic)
 
     def visualize(self, ts: TState, gif_path: str | Path, eval_rng: KeyLike | None = None) -> Path:
         """Writes a GIF of one episode, which ends where the episode ends; the policy takes the actions that it holds best."""
@@ -224,10 +220,26 @@ def _evaluation_key(ts: Any) -> Key[Array, ""]:
     return jax.random.fold_in(ts.rng, _EVALUATION)
 
 
-def _act(policy: AbstractPolicy, env: Any, env_params: Any, deterministic: bool, obs: Observation, rng: KeyLike) -> Action:
-    one = jax.tree.map(lambda x: jnp.asarray(x)[None], obs)
-    action, _, _ = policy(one, policy.initial_carry(), None if deterministic else as_key(rng))
-    return to_env_action(env.action_space(env_params), jax.tree.map(lambda x: x[0], action))
+class Actor(eqx.Module):
+    """What `make_actor` returns."""
+
+    policy: AbstractPolicy
+    env: Any
+    env_params: Any
+    deterministic: bool = eqx.field(static=True)
+
+    def __call__(self, obs: Observation, rng: KeyLike, carry: Carry = None) -> Any:
+        if carry is None and has_memory(self.policy):
+            raise TypeError("this policy has a hidden state: call act(obs, rng, carry), which returns the next carry too")
+        one, memory = jax.tree.map(lambda x: jnp.asarray(x)[None], (obs, () if carry is None else carry))
+        action, after, _ = self.policy(one, memory, None if self.deterministic else as_key(rng))
+        action, after = jax.tree.map(lambda x: x[0], (action, after))
+        action = to_env_action(self.env.action_space(self.env_params), action)
+        return action if carry is None else (action, after)
+
+    def initial_carry(self) -> Carry:
+        """Of an episode; `()` for a policy without a hidden state."""
+        return self.policy.initial_carry()
 
 
 @eqx.filter_jit

@@ -70,8 +70,6 @@ class AbstractOnPolicy(AbstractAlgorithm[OnPolicyState, TrajectoryWithLastObs]):
             agent = agent(observation_space, self.env.action_space(self.env_params), key=key)
             if not isinstance(agent, AbstractActorCritic):
                 raise TypeError(f"actor_critic made a {name_of(agent)}, not an AbstractActorCritic")
-        if jax.tree.leaves(agent.initial_carry()):
-            raise TypeError(f"{name_of(agent)} has a hidden state, and training one through time isn't supported; pass one without")
         if not self.hp.normalize_observations:
             return agent
         obs, _ = eqx.filter_eval_shape(self.env.reset, key, self.env_params)
@@ -120,7 +118,8 @@ class AbstractOnPolicy(AbstractAlgorithm[OnPolicyState, TrajectoryWithLastObs]):
         steps, envs = batch.trajectories.reward.shape
         validate(self.advantage, estimate, batch="steps envs", steps=steps, envs=envs)
         return AdvantageMinibatch(
-            trajectories=batch.trajectories, advantages=estimate.advantages, targets=estimate.targets
+            trajectories=batch.trajectories, advantages=estimate.advantages, targets=estimate.targets,
+            initial_carry=batch.initial_carry,
         )
 
     def policy(self, ts: OnPolicyState) -> ActorCriticPolicy:

@@ -9,7 +9,7 @@ import jax
 from eqxrl._schedules import LinearSchedule
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._hparams import AbstractHParams
-from eqxrl.nn import MLPActorCritic, MLPQNetwork
+from eqxrl.nn import GRUActorCritic, LRUActorCritic, LSTMActorCritic, MLPActorCritic, MLPQNetwork, RecurrentActorCritic
 
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
 
@@ -26,6 +26,25 @@ class MakeMLP:
     def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> MLPActorCritic:
         options: Any = dataclasses.asdict(self) | {"activation": _ACTIVATIONS[self.activation]}
         return MLPActorCritic(observation_space, action_space, **options, key=key)
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeRecurrent:
+    """`RecurrentActorCritic` with its options as plain values."""
+
+    memory: str = "gru"
+    """gru, lstm or lru."""
+    memory_size: int = 64
+    shared: bool = False
+    sizes_before: tuple[int, ...] = ()
+    hidden_sizes: tuple[int, ...] = (64,)
+    activation: str = "tanh"
+    log_std_init: float = 0.0
+
+    def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> RecurrentActorCritic:
+        options: Any = dataclasses.asdict(self) | {"activation": _ACTIVATIONS[self.activation]}
+        make = {"gru": GRUActorCritic, "lstm": LSTMActorCritic, "lru": LRUActorCritic}[options.pop("memory")]
+        return make(observation_space, action_space, **options, key=key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +107,16 @@ _ALL = (
         dict(num_envs=4, num_steps=128, num_minibatches=4, num_epochs=4, total_timesteps=500_000, eval_freq=50_000,
              learning_rate=2.5e-4, max_grad_norm=0.5),
         anneal=_LR,
+    ),
+    *(
+        Preset(
+            "CartPoleNoVel-v1", "ppo", name, f"{_ZOO}/ppo_lstm.yml",
+            dict(num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984, learning_rate=1e-3,
+                 clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False,
+                 normalize_observations=True, normalize_rewards=True),
+            anneal=("learning_rate", "clip_eps"), parts=dict(actor_critic=MakeRecurrent(name, activation="relu")),
+        )
+        for name in ("lstm", "gru")
     ),
     Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
     Preset(

@@ -16,6 +16,8 @@ from eqxrl.envs._stepper import ResetFromPool as ResetFromPool
 from eqxrl.envs._stepper import ResetWhenDone as ResetWhenDone
 from eqxrl.envs._stepper import VecStep as VecStep
 from eqxrl.envs._stepper import vec_step as vec_step
+from eqxrl.envs._wrappers import SelectObservation as SelectObservation
+from eqxrl.envs._wrappers import ShowLastStep as ShowLastStep
 from eqxrl.envs._wrappers import TimeLimit as TimeLimit
 from eqxrl.envs._wrappers import TimeLimitIsTerminal as TimeLimitIsTerminal
 from eqxrl.envs.suites._gymnax import Gymnax as Gymnax

@@ -32,7 +32,7 @@ def cond_any(pred: Bool[Array, "..."], true_fn: Callable[..., PyTree], operands:
     dynamic, static = eqx.partition((fn, tuple(operands)), eqx.is_array)
     leaves, treedef = jax.tree.flatten(dynamic)
 
-    def compute(leaves: list[Array]) -> PyTree:
+    def compute(leaves: list[Any]) -> PyTree:
         fn, operands = eqx.combine(jax.tree.unflatten(treedef, leaves), static)
         return fn(*operands)
 
@@ -48,9 +48,9 @@ def cond_any(pred: Bool[Array, "..."], true_fn: Callable[..., PyTree], operands:
     return _cond(compute, jnp.any(pred), leaves, otherwise)
 
 
-def _cond(compute: Callable[[list[Array]], PyTree], needed: Bool[Array, ""], leaves: list[Array], otherwise: PyTree) -> PyTree:
+def _cond(compute: Callable[[list[Any]], PyTree], needed: Bool[Array, ""], leaves: list[Any], otherwise: PyTree) -> PyTree:
     @custom_vmap
-    def run(needed: Bool[Array, ""], leaves: list[Array], otherwise: PyTree) -> PyTree:
+    def run(needed: Bool[Array, ""], leaves: list[Any], otherwise: PyTree) -> PyTree:
         return jax.lax.cond(needed, lambda leaves, _: compute(leaves), lambda _, otherwise: otherwise, leaves, otherwise)
 
     @run.def_vmap

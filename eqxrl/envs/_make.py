@@ -4,7 +4,17 @@ from typing import Any
 
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.envs._contract import as_environment
-from eqxrl.envs.suites import _gymnax
+from eqxrl.envs._wrappers import SelectObservation
+from eqxrl.envs.suites import _gymnax, _popgym
+
+NO_VELOCITY = {
+    "CartPoleNoVel-v1": ("CartPole-v1", (0, 2)),
+    "PendulumNoVel-v1": ("Pendulum-v1", (0, 1)),
+    "MountainCarContinuousNoVel-v0": ("MountainCarContinuous-v0", (0,)),
+}
+"""gymnax's, and the components of their observations that are no velocities."""
+SUITES = {"popgym": _popgym.make}
+"""Environments called `suite/name`: a function of the id and its arguments that gives one, and its parameters."""
 
 
 def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
@@ -13,9 +23,9 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
 
     **Arguments:**
 
-    - `env_id`: the name of an environment of gymnax (or one added with `gymnax.register`), such as `"CartPole-v1"`; or
-      `"path/to/file.py:Name"` for a class, or a function that returns an environment, in a file of your own. Names with a
-      slash, `suite/name`, are reserved for other packages' environments; there are none yet.
+    - `env_id`: the name of an environment of gymnax (or one added with `gymnax.register`), such as `"CartPole-v1"`;
+      `suite/name`, such as `"popgym/RepeatPreviousEasy"` (POPGym's tasks of memory); or `"path/to/file.py:Name"` for a class, or a
+      function that returns an environment, in a file of your own.
 
     **Raises:** `TypeError` for an id that is no string, `ValueError` for an unknown one, with the names that come nearest;
     what `from_file` raises for a file; `ConnectionError` when the data of MNISTBandit can't be had.
@@ -41,8 +51,15 @@ def _make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
         env = factory(**env_kwargs)
         return as_environment(env), getattr(env, "default_params", None)
     if "/" in env_id or env_id.endswith(".py"):
+        suite = env_id.partition("/")[0]
+        if suite in SUITES and not env_id.endswith(".py"):
+            return SUITES[suite](env_id, env_kwargs)
         raise ValueError(
-            f"there is no environment {env_id!r}: names with a slash are 'suite/name', and no suites are known yet; "
+            f"there is no environment {env_id!r}: names with a slash are 'suite/name', and the suites are {', '.join(SUITES)}; "
             "an environment of your own is 'path/to/file.py:Name', with the name of its class"
         )
+    if env_id in NO_VELOCITY:
+        inner, components = NO_VELOCITY[env_id]
+        env, params = _gymnax.make(inner, env_kwargs)
+        return SelectObservation(env, components, env_id), params
     return _gymnax.make(env_id, env_kwargs)

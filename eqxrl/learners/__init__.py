@@ -2,6 +2,7 @@
 
 from eqxrl.learners._base import AbstractLearner as AbstractLearner
 from eqxrl.learners._base import LearnerState as LearnerState
+from eqxrl.learners._base import cut as cut
 from eqxrl.learners._base import flatten as flatten
 from eqxrl.learners._base import gradient_update as gradient_update
 from eqxrl.learners._base import init_learner_state as init_learner_state

@@ -1,4 +1,5 @@
 import abc
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,8 @@ from jaxtyping import Array, Int, Key, PyTree
 from eqxrl._structs import AdvantageMinibatch
 from eqxrl._typing import Scalar, describe, one_more, strong, typed
 from eqxrl.losses import AbstractLoss
-from eqxrl.nn import AbstractActorCritic, trainable
+from eqxrl.nn import AbstractActorCritic, episode_starts, trainable
+from eqxrl.nn._memory import forgetting
 
 
 @typed
@@ -58,8 +60,46 @@ def init_learner_state(optimizer: optax.GradientTransformation, agent: AbstractA
 
 
 def flatten(rollout: AdvantageMinibatch) -> AdvantageMinibatch:
-    """`[steps envs]` to `[batch]`, step by step."""
+    """`[steps envs]` to `[batch]`, step by step; the rollout as it is where the policy has a hidden state."""
+    if jax.tree.leaves(rollout.initial_carry):
+        return rollout
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
+
+
+def cut(agent: AbstractActorCritic, rollout: AdvantageMinibatch, num_steps: int) -> AdvantageMinibatch:
+    """A rollout `[steps envs]` as shorter ones, side by side: `[num_steps chunks*envs]`, each with the hidden state that the policy which
+    collected it, `agent`, had at its beginning. Gradients then go back through `num_steps` steps at most.
+
+    **Raises:** `ValueError` where the rollout can't be cut into equal chunks.
+    """
+    steps, envs = rollout.advantages.shape
+    if steps % num_steps:
+        raise ValueError(f"a rollout of {steps} steps can't be cut into chunks of {num_steps}; remainder {steps % num_steps}")
+
+    def chunks(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(-1, num_steps, *x.shape[1:]), tree)
+
+    def follow(carry: PyTree, chunk: Any) -> tuple[PyTree, PyTree]:
+        obs, starts = chunk
+        carry = jax.vmap(forgetting, in_axes=(0, None, 0))(starts[0], agent.initial_carry(), carry)
+        return jax.vmap(agent.sequence, in_axes=(1, 1, 0))(obs, starts, carry)[2], carry
+
+    t = rollout.trajectories
+    _, carries = jax.lax.scan(follow, rollout.initial_carry, chunks((t.obs, episode_starts(t))))
+    side_by_side = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(num_steps, -1, *x.shape[3:]), chunks(dataclasses.replace(rollout, initial_carry=()))
+    )
+    return dataclasses.replace(side_by_side, initial_carry=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carries))
+
+
+def take(rollout: AdvantageMinibatch, indices: Int[Array, " minibatch"]) -> AdvantageMinibatch:
+    """Some samples of a flat rollout, or some environments of one `[steps envs]` whose policy has a hidden state."""
+
+    def leaves(tree: PyTree, axis: int) -> PyTree:
+        return jax.tree.map(lambda x: jnp.take(x, indices, axis=axis, unique_indices=True, mode="clip"), tree)
+
+    steps = leaves(dataclasses.replace(rollout, initial_carry=()), rollout.advantages.ndim - 1)
+    return dataclasses.replace(steps, initial_carry=leaves(rollout.initial_carry, 0))
 
 
 def gradient_update(

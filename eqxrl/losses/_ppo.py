@@ -38,7 +38,7 @@ class PPOLoss(AbstractLoss):
                 "minibatches, or more environments or steps"
             )
         # From the first one, so that what is left of equal advantages is exactly 0 and not a rounding error over 1e-8.
-        advantages = minibatch.advantages - minibatch.advantages[0]
+        advantages = minibatch.advantages - minibatch.advantages.ravel()[0]
         advantages = (advantages - jnp.mean(advantages)) / (jnp.std(advantages) + 1e-8)
         log_ratio = distribution.log_prob(t.action) - t.log_prob
         ratio = jnp.exp(log_ratio)

@@ -4,11 +4,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from eqxrl._structs import AdvantageMinibatch
+from eqxrl._structs import AdvantageMinibatch, Trajectory
 from eqxrl._typing import Carry, Observation, Scalar, describe
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
+from eqxrl.nn._memory import forgetting
 from eqxrl.spaces import check_action_space
 
 
@@ -42,11 +43,43 @@ class AbstractActorCritic(eqx.Module):
     def initial_carry(self) -> Carry:
         """The hidden state at the start of an episode; `()` for a feed-forward policy."""
 
+    def sequence(
+        self, obs: Observation, starts: Bool[Array, " steps"], carry: Carry
+    ) -> tuple[AbstractDistribution, Float[Array, " steps"], Carry]:
+        """What a policy with a hidden state makes of all steps of one environment, `[steps ...]`, given the hidden state before the
+        first and where episodes begin; and the hidden state after the last. One step after the other, unless a member knows a faster
+        way."""
 
-def evaluate(agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[AbstractDistribution, Float[Array, " batch"]]:
-    """For a loss: what the policy makes of each step of a minibatch, a distribution and a value `[batch]`."""
-    distribution, value, _ = jax.vmap(lambda obs: agent(obs, agent.initial_carry()))(minibatch.trajectories.obs)
+        def step(carry: Carry, obs_and_start: Any) -> tuple[Carry, Any]:
+            obs, start = obs_and_start
+            distribution, value, carry = self(obs, forgetting(start, self.initial_carry(), carry))
+            return carry, (distribution, value)
+
+        carry, (distribution, value) = jax.lax.scan(step, carry, (obs, starts))
+        return distribution, value, carry
+
+
+def has_memory(agent: Any) -> bool:
+    """Whether an actor-critic, or a policy, has a hidden state."""
+    return bool(jax.tree.leaves(eqx.filter_eval_shape(lambda agent: agent.initial_carry(), agent)))
+
+
+def evaluate(agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[AbstractDistribution, Float[Array, "*batch"]]:
+    """For a loss: what the policy makes of each step of a minibatch, a distribution and a value, `[batch]`, or `[steps envs]` for a
+    policy with a hidden state, which starts from `minibatch.initial_carry` and anew where an episode begins."""
+    t = minibatch.trajectories
+    if not has_memory(agent):
+        distribution, value, _ = jax.vmap(lambda obs: agent(obs, agent.initial_carry()))(t.obs)
+        return distribution, value
+    distribution, value, _ = jax.vmap(agent.sequence, in_axes=(1, 1, 0), out_axes=(1, 1, 0))(
+        t.obs, episode_starts(t), minibatch.initial_carry
+    )
     return distribution, value
+
+
+def episode_starts(trajectory: Trajectory) -> Bool[Array, "steps envs"]:
+    """Where an episode begins after the first step; there the hidden state is fresh already."""
+    return jnp.concatenate([jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]])
 
 
 def check_actor_critic(agent: AbstractActorCritic, obs: PyTree, action_space: Any) -> None:

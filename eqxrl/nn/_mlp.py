@@ -24,7 +24,7 @@ def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Arr
     return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size, jnp.float32)))
 
 
-def _layers(sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None) -> tuple[eqx.nn.Linear, ...]:
+def make_layers(sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None) -> tuple[eqx.nn.Linear, ...]:
     """With an `out_scale`, orthogonal ones; else as Equinox initialises them."""
     keys = jax.random.split(key, len(sizes) - 1)
     if out_scale is None:
@@ -63,8 +63,8 @@ class MLPActorCritic(AbstractActorCritic):
         discrete = isinstance(action_space, Discrete)
         self.encode, self.activation, self.action_shape = Encoder.of(observation_space), activation, action_space.shape
         out_size = action_space.n if discrete else math.prod(self.action_shape)
-        self.actor = _layers([self.encode.size, *hidden_sizes, out_size], actor_key, 0.01)
-        self.critic = _layers([self.encode.size, *hidden_sizes, 1], critic_key, 1.0)
+        self.actor = make_layers([self.encode.size, *hidden_sizes, out_size], actor_key, 0.01)
+        self.critic = make_layers([self.encode.size, *hidden_sizes, 1], critic_key, 1.0)
         self.log_std = None if discrete else jnp.full((out_size,), log_std_init, jnp.float32)
 
     def __call__(self, obs: Observation, carry: tuple[()]) -> tuple[Categorical | DiagGaussian, Scalar, tuple[()]]:
@@ -93,7 +93,7 @@ class MLPQNetwork(eqx.Module):
         if not isinstance(action_space, Discrete):
             raise TypeError(f"MLPQNetwork values each action of a Discrete space, but the action space is {action_space}")
         self.encode, self.activation = Encoder.of(observation_space), activation
-        self.layers = _layers([self.encode.size, *hidden_sizes, action_space.n], key)
+        self.layers = make_layers([self.encode.size, *hidden_sizes, action_space.n], key)
 
     def __call__(self, obs: Observation) -> Float[Array, " act"]:
         return apply_mlp(self.layers, self.activation, self.encode(obs, self.layers[0].weight.dtype))

@@ -3,7 +3,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from eqxrl._typing import Carry, Observation, Scalar, typed
 from eqxrl.nn._actor_critic import AbstractActorCritic
@@ -68,6 +68,11 @@ class NormalizedActorCritic(AbstractActorCritic):
 
     def initial_carry(self) -> Carry:
         return self.actor_critic.initial_carry()
+
+    def sequence(
+        self, obs: Observation, starts: Bool[Array, " steps"], carry: Carry
+    ) -> tuple[AbstractDistribution, Float[Array, " steps"], Carry]:
+        return self.actor_critic.sequence(jax.vmap(self.normalize)(obs), starts, carry)
 
     def normalize(self, obs: Observation) -> Observation:
         """`obs` with its floats standardised and clipped."""

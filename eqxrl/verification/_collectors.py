@@ -53,16 +53,20 @@ class CollectorLaws(AbstractLaws):
         told = quick_jit(lambda obs, action: replay(self.env, self.env_params, obs, action))(stored.obs, stored.action)
         return jax.device_get((stored, told))
 
-    def judgement(self, obs: Any, action: Any) -> Any:
+    def judgement(self, obs: Any, action: Any, after: bool) -> Any:
+        """The log-prob of each action and the value of each observation, with what the policy remembered before, or `after`, each step."""
         if self.makes is Transitions:
             raise NotApplicable("it collects transitions")
-        if jax.tree.leaves(eqx.filter_eval_shape(lambda agent: agent.initial_carry(), self.policy)):
-            raise NotApplicable("the policy has a hidden state")
-        agent: Any = self.policy
-        def one(obs: Any, action: Any) -> Any:
-            distribution, value, _ = agent(obs, agent.initial_carry())
-            return distribution.log_prob(action), value
-        return jax.device_get(quick_jit(jax.vmap(jax.vmap(one)))(obs, action))
+        agent, stored = self.policy, self.seen[0]
+        starts = np.concatenate([np.ones_like(stored.terminated[:1]), (stored.terminated | stored.truncated)[:-1]])
+        def one(carry: Any, step: Any) -> Any:
+            own_obs, start, obs, action = step
+            before = jax.tree.map(lambda fresh, x: jnp.where(start, fresh, x), agent.initial_carry(), carry)
+            carry = agent(own_obs, before)[2]
+            distribution, value, _ = agent(obs, carry if after else before)
+            return carry, (distribution.log_prob(action), value)
+        scan = lambda *steps: jax.lax.scan(one, agent.initial_carry(), steps)[1]  # noqa: E731
+        return jax.device_get(quick_jit(jax.vmap(scan, 1, 1))(stored.obs, starts, obs, action))
 
     @law("shapes", "what init and __call__ return; weak types come of Python numbers", gate=True)
     def shapes(self) -> str:
@@ -176,14 +180,14 @@ class CollectorLaws(AbstractLaws):
     @law("log-probs and values are the policy's", "store the action as drawn, its own log-prob, and the observation that it is for")
     def replayed(self) -> str:
         stored, _ = self.seen
-        log_prob, value = self.judgement(stored.obs, stored.action)
+        log_prob, value = self.judgement(stored.obs, stored.action, after=False)
         close(stored.value, value, "the stored observation's value")
         return close(stored.log_prob, log_prob, "the stored action's log_prob")
 
     @law("final values where cut off", "value the final observation, not that after the reset, where truncated and not terminated")
     def final_values(self) -> str:
         stored, told = self.seen
-        _, value = self.judgement(told["next_obs"], stored.action)
+        _, value = self.judgement(told["next_obs"], stored.action, after=True)
         cut, got = told["truncated"] & ~told["terminated"], stored.final_value
         stray = np.count_nonzero(got[~cut])
         assert not stray, f"final_value isn't 0 at {stray} steps that weren't cut off, or that terminated"

@@ -12,7 +12,7 @@ from eqxrl._structs import AdvantageMinibatch, TrajectoryWithLastObs
 from eqxrl._typing import describe
 from eqxrl.learners import AbstractLearner, LearnerState, flatten
 from eqxrl.losses import AbstractLoss
-from eqxrl.nn import AbstractActorCritic, RunningMoments, evaluate, trainable
+from eqxrl.nn import AbstractActorCritic, RunningMoments, evaluate, has_memory, trainable
 from eqxrl.verification._copies import edit, find, modules, moved, with_fields
 from eqxrl.verification._glass import delegated, different, nearest
 from eqxrl.verification._laws import TOLERANCE, AbstractLaws, NotApplicable, close, finite, law, quick_jit, same, same_arrays
@@ -22,7 +22,21 @@ def estimated(rollout: TrajectoryWithLastObs, seed: int) -> AdvantageMinibatch:
     """The rollout with random advantages, no two of them alike, and targets as far from its values."""
     t = rollout.trajectories
     advantages = np.random.default_rng(seed).normal(size=t.value.shape).astype(t.value.dtype)
-    return AdvantageMinibatch(trajectories=t, advantages=jnp.asarray(advantages), targets=jnp.asarray(t.value + advantages))
+    return AdvantageMinibatch(t, jnp.asarray(advantages), jnp.asarray(t.value + advantages), rollout.initial_carry)
+
+
+class Forgetful(AbstractActorCritic):
+    """A policy for which each step is an episode's first."""
+    agent: AbstractActorCritic
+
+    def __call__(self, obs: Any, carry: Any) -> Any:
+        return *self.agent(obs, self.agent.initial_carry())[:2], ()
+
+    def initial_carry(self) -> Any:
+        return ()
+
+    def __getattr__(self, name: str) -> Any:
+        return delegated(self, "agent", name)
 
 
 class Moved(AbstractActorCritic):
@@ -49,8 +63,10 @@ class Moved(AbstractActorCritic):
 
 
 class LossLaws(AbstractLaws):
-    """Of a loss, with a policy and two rollouts that it collected."""
+    """Of a loss, with a policy and two rollouts that it collected; whatever the policy remembers, it is the loss that is judged."""
     def __init__(self, loss: AbstractLoss, agent: AbstractActorCritic, rollouts: list[TrajectoryWithLastObs]):
+        if has_memory(agent):
+            agent, rollouts = Forgetful(agent), [with_fields(rollout, initial_carry=()) for rollout in rollouts]
         self.part, self.collector = loss, agent
         self.call = lambda agent, minibatch: loss.at_step(jnp.zeros((), jnp.int32))(agent, minibatch)
         self.minibatches = [flatten(estimated(rollout, seed)) for seed, rollout in enumerate(rollouts)]

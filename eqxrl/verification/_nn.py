@@ -31,8 +31,9 @@ class ActorCriticLaws(AbstractLaws):
 
     def outputs(self, agent: Any) -> Any:
         """Two numbers that everything in the policy has a part in: one of the actions, one of the values."""
+        _, _, carry = agent(self.others[-1], agent.initial_carry())  # or what it remembers would be 0
         def one(obs: Any) -> Any:
-            distribution, value, _ = agent(obs, agent.initial_carry())
+            distribution, value, _ = agent(obs, carry)
             action = jax.lax.stop_gradient(distribution.sample(jax.random.key(6)))
             return jnp.stack([distribution.log_prob(action) + distribution.entropy(), value])
         return sum(map(one, self.others))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from eqxrl._typing import KeyLike, as_key
 from eqxrl.envs import NeverReset, as_environment, env_name, episode_limit
+from eqxrl.envs._protocol import layers
 from eqxrl.viz._draw import OWN, RENDERERS, gym_pictures, require_pygame, with_title
 from eqxrl.viz._files import written_whole
 
@@ -32,7 +33,8 @@ def render_episode(
         `gymnax.visualize` can draw, or a wrapper of one that keeps the inner env's state as its own or in a field
         `env_state`. Of gymnax's own wrappers the last state can't be had: the last frame repeats the one before, under
         its own title.
-    - `act`: `act(obs, rng) -> action` for one observation, traceable; the action is already clipped for the env. If it is a
+    - `act`: `act(obs, rng) -> action` for one observation, traceable; the action is already clipped for the env. With a method
+        `initial_carry`, as what `make_actor` returns has, it is `act(obs, rng, carry) -> action, carry`. If it is a
         pytree (an `eqx.Module` or `eqx.Partial`), rendering again with other weights compiles nothing new.
     - `gif_path`: ends in `.gif`; its folder is created where it's missing. It only appears once it's whole.
     - `max_steps`: stop here if the episode hasn't ended before.
@@ -48,7 +50,8 @@ def render_episode(
     from PIL import Image
 
     env, name = as_environment(env, env_params), env_name(env)
-    renderer = OWN if hasattr(env, "picture") else RENDERERS.get(name)
+    drawn_env = env if hasattr(env, "picture") else next((layer for layer in layers(env) if env_name(layer) in RENDERERS), env)
+    renderer = OWN if hasattr(env, "picture") else RENDERERS.get(env_name(drawn_env))
     if renderer is None:
         raise ValueError(
             f"no picture of {name} can be drawn; give its class a method picture(state, params) that returns uint8 pixels "
@@ -75,7 +78,7 @@ def render_episode(
         lost = over[length - 1] and getattr(env, "whole_step", False)
         drawn = np.minimum(shown, length - 1) if lost else shown
         env_states = (first if t == 0 else jax.tree.map(lambda x: x[t - 1], after) for t in drawn)
-        pictures = renderer.pictures(env, env_params, env_states if renderer is OWN else map(_innermost, env_states))
+        pictures = renderer.pictures(drawn_env, env_params, env_states if renderer is OWN else map(_innermost, env_states))
         titled = (with_title(picture, name, f"step {t}   return {returns[t]:.2f}") for t, picture in zip(shown, pictures))
         # A GIF has 256 colours a frame. Pillow's own choice of them would take most of the time; this one is off by 15 in 255
         # at most, and by more than 4 only at smoothed edges.
@@ -96,15 +99,19 @@ def _play(
     reset_key, key = jax.random.split(key)
     obs, env_state, kept = stepper.init(env, env_params, reset_key[None])
 
-    def one_step(carry: Any, key: Any) -> Any:
-        obs, env_state, over = carry
-        act_key, step_key = jax.random.split(key)
-        action = jax.tree.map(lambda x: x[None], act(jax.tree.map(lambda x: x[0], obs), act_key))
-        after = stepper.step(env, env_params, step_key[None], env_state, kept, action)
-        over |= after.done
-        return (after.obs, after.env_state, over), (after.env_state, after.reward, over)
+    remembers = hasattr(act, "initial_carry")
 
-    _, played = jax.lax.scan(one_step, (obs, env_state, jnp.zeros((1,), bool)), jax.random.split(key, num_steps))
+    def one_step(carry: Any, key: Any) -> Any:
+        obs, env_state, over, memory = carry
+        act_key, step_key = jax.random.split(key)
+        one = jax.tree.map(lambda x: x[0], obs)
+        action, memory = act(one, act_key, memory) if remembers else (act(one, act_key), memory)
+        after = stepper.step(env, env_params, step_key[None], env_state, kept, jax.tree.map(lambda x: x[None], action))
+        over |= after.done
+        return (after.obs, after.env_state, over, memory), (after.env_state, after.reward, over)
+
+    begin = (obs, env_state, jnp.zeros((1,), bool), act.initial_carry() if remembers else ())  # pyright: ignore[reportFunctionMemberAccess]
+    _, played = jax.lax.scan(one_step, begin, jax.random.split(key, num_steps))
     return jax.tree.map(lambda x: x[0], env_state), *jax.tree.map(lambda x: x[:, 0], played)
 
 

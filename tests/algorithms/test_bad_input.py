@@ -497,26 +497,19 @@ def test_an_environment_without_a_limit_needs_an_evaluator_with_one():
     assert shapes.episode_length.shape == (2,)
 
 
-class Recurrent(AbstractActorCritic):
+class Grows(AbstractActorCritic):
+    """Whose hidden state changes its shape."""
+
     def __call__(self, obs, carry):
-        return Categorical(jnp.zeros(2)), carry, carry
+        return Categorical(jnp.zeros(2)), jnp.sum(carry), jnp.stack([carry, carry])
 
     def initial_carry(self):
         return jnp.zeros(())
 
 
-def test_a_recurrent_policy():
-    """It would be trained as if each step were an episode's first."""
-    for network in (Recurrent(), lambda *spaces, key: Recurrent()):
-        with raises(TypeError, "Recurrent has a hidden state, and training one through time isn't supported"):
-            create(actor_critic=network)
-
-
-def test_an_actor_for_a_recurrent_policy():
-    ppo = create()
-    ts = eqx.tree_at(lambda ts: ts.agent, eqx.filter_eval_shape(ppo.init_train_state, jax.random.key(0)), Recurrent())
-    with raises(TypeError, "make_actor is for policies without a hidden state"):
-        ppo.make_actor(ts)
+def test_a_hidden_state_of_another_shape():
+    with raises(TypeError, "Grows returned the carry float32[2], but initial_carry() is float32[]"):
+        create(actor_critic=Grows())
 
 
 # What is printed

@@ -17,7 +17,7 @@ from eqxrl import A2C, DQN, GAE, PPO, LinearSchedule, MinibatchLearner, PPOLoss,
 from eqxrl._structs import no_episodes
 from eqxrl.algorithms import AbstractAlgorithm, AbstractHParams, MakeMLP, MakeMLPQ
 from eqxrl.evaluators import EpisodeEvaluator
-from eqxrl.nn import ActorCriticPolicy, observe
+from eqxrl.nn import ActorCriticPolicy, GRUActorCritic, LRUActorCritic, observe
 from eqxrl.testing._probe import probe
 from eqxrl.verification import Check, Report, verify
 from eqxrl.verification._advantages import AdvantageLaws
@@ -313,6 +313,16 @@ def test_the_others_hold(cls, parts):
     the_kits = {(part, law) for part, table in parts.items() for law in laws_of(object.__new__(table))}
     tried = {tuple(check.name.split(": ", 1)) for check in report.checks if ": " in check.name}
     assert tried == {(part, law) for part, law in the_kits if law != "jit = no jit"}
+
+
+@pytest.mark.parametrize("kind", [LRUActorCritic, pytest.param(GRUActorCritic, marks=pytest.mark.slow)])
+def test_a_memory_holds(kind):
+    """It is judged by what it remembered; that it is trained as it acted is the ratio 1."""
+    report = verify(create(actor_critic=kind, hp=NORMALIZED), quiet=True)
+    assert report.ok, str(report)
+    held = {check.name for check in report.checks if check.status == "held"}
+    assert {"learner: ratio 1 before the first update", "collector: log-probs and values are the policy's"} <= held
+    assert "collector: final values where cut off" in held
 
 
 class ClimbHParams(AbstractHParams):

@@ -1,1 +1,2 @@
-"""Environments of other packages, one file for each package: an adapter that makes them keep the contract of `Environment`."""
+"""Suites of environments, one file for each: adapters that make those of other packages keep the contract of `Environment`, and tasks that
+are written anew."""

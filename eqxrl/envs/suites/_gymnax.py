@@ -1,6 +1,5 @@
 """gymnax: its environments reset themselves, which is undone here."""
 
-import difflib
 import inspect
 import sys
 from functools import partial
@@ -11,6 +10,7 @@ import jax
 from jaxtyping import Array, Key
 
 from eqxrl.envs._protocol import AbstractWrapper, EnvError, Transition
+from eqxrl.envs.suites._names import unknown
 
 
 class Gymnax(AbstractWrapper):
@@ -79,10 +79,7 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
     import gymnax  # takes seconds
 
     if env_id not in gymnax.registered_envs:
-        by_lower = {name.lower(): name for name in gymnax.registered_envs}
-        near = [by_lower[name] for name in difflib.get_close_matches(env_id.lower(), by_lower, n=3, cutoff=0.5)]
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(gymnax.registered_envs)}"
-        raise ValueError(f"gymnax has no environment {env_id!r}; {hint}")
+        raise unknown("gymnax", env_id, gymnax.registered_envs)
     try:
         env, env_params = gymnax.make(env_id, **env_kwargs)
     except (OSError, EOFError) as error:  # URLError is an OSError; a file cut short is either
