@@ -152,7 +152,7 @@ def test_environments_stay_whole():
         assert sorted([*first[1], *second[1]]) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", ["lstm", "lru", "one's own"])
+@pytest.mark.parametrize("kind", ["lru", pytest.param("lstm", marks=pytest.mark.slow), "one's own"])
 def test_chunks_start_from_what_was_remembered_there(kind):
     ppo = recurrent(kind, normalize_observations=True)
     ts, rollout = quick_jit(lambda ppo: ppo.get_batch(ppo.iteration(ppo.init_train_state(0), 0)[0], 1))(ppo)
@@ -196,6 +196,7 @@ def test_the_actor_remembers(kind):
     assert length == ppo.eval_callback(ts, jax.random.key(7)).episode_length[0]
 
 
+@pytest.mark.slow
 def test_two_halves_are_the_whole_bit_for_bit():
     whole = recurrent("lru", total_timesteps=4 * 32, eval_freq=32)
     half = dataclasses.replace(whole, hp=dataclasses.replace(whole.hp, total_timesteps=2 * 32))

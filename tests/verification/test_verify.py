@@ -315,7 +315,8 @@ def test_the_others_hold(cls, parts):
     assert tried == {(part, law) for part, law in the_kits if law != "jit = no jit"}
 
 
-@pytest.mark.parametrize("kind", [LRUActorCritic, pytest.param(GRUActorCritic, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LRUActorCritic, GRUActorCritic])
 def test_a_memory_holds(kind):
     """It is judged by what it remembered; that it is trained as it acted is the ratio 1."""
     report = verify(create(actor_critic=kind, hp=NORMALIZED), quiet=True)
