@@ -184,7 +184,7 @@ def _app(argv: list[str]) -> Any:
         """Train one agent, or many at once, and leave a folder with all there is to see.
 
         Args:
-            env_id: A gymnax environment, such as CartPole-v1, or one of your own, path/to/file.py:Name.
+            env_id: An environment, such as CartPole-v1 of gymnax or popgym/AutoencodeEasy, or one of your own, path/to/file.py:Name.
             algo: ppo, a2c, dqn, or one of your own, path/to/file.py:Class.
             preset: A tuned configuration; the environment's first one if there is any. "default" is the algorithm as it is.
             hp: Hyperparameters.

@@ -1,5 +1,5 @@
 """A policy that remembers: a bit is shown once, and has to be named ten steps later. Other memories are `eqxrl.nn.LSTMActorCritic` and
-`LRUActorCritic`, or any cell of yours in an `eqxrl.nn.RecurrentActorCritic`.
+`LRUActorCritic`, or an `eqxrl.nn.RecurrentActorCritic` with an `AbstractMemory` of yours.
 """
 
 import jax

@@ -34,14 +34,15 @@ def forgetting(starts: Bool[Array, ""], fresh: Carry, carry: Carry) -> Carry:
 
 
 class Cell(AbstractMemory):
-    """Any recurrent cell of Equinox, `cell(x, carry) -> carry`, whose output is what it remembers, or the first part of it."""
+    """A recurrent cell of Equinox, or one of your own like `eqx.nn.GRUCell`: `cell(x, carry) -> carry`, one array of `hidden_size` numbers,
+    which is also the output. Of an LSTM it is the first of two."""
 
-    cell: eqx.nn.GRUCell | eqx.nn.LSTMCell | eqx.Module
+    cell: eqx.Module
     fresh: Carry = eqx.field(static=True)
     """Shapes of what it remembers, zeros at the start of an episode."""
 
     def __init__(self, cell: Any):
-        size = jax.ShapeDtypeStruct((cell.hidden_size,), jnp.float32)
+        size = jax.ShapeDtypeStruct((cell.hidden_size,), jnp.float32)  # hashable, as what is static must be
         self.cell, self.fresh = cell, (size, size) if isinstance(cell, eqx.nn.LSTMCell) else size
 
     def __call__(self, x: Float[Array, " in"], carry: Carry) -> tuple[Float[Array, " out"], Carry]:

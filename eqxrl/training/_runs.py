@@ -112,7 +112,7 @@ class Run:
     """A run's folder:
 
     - `config.json`: algorithm, environment, hyperparameters, parts, seeds, versions;
-    - `metrics.jsonl`, and `metrics.csv` when it ends: how it went;
+    - `metrics.jsonl`, with `metrics.hyperparameters.json`, and `metrics.csv` when it ends: how it went;
     - `checkpoints/`: where to go on from;
     - `learning_curve.png`;
     - `policy.eqx`: the trained policies, stacked `[seeds ...]`, for `eqxrl.load`.
