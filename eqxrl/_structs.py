@@ -97,6 +97,8 @@ class AdvantageMinibatch(eqx.Module):
     """What the critic should have said."""
     initial_carry: Carry = field(default=(), metadata=leading("envs"))
     """The policy's hidden state before the first step, `[envs ...]`; `()` for a feed-forward policy."""
+    last_value: Float[Array, " envs"] | tuple[()] = ()
+    """The critic's value of the observation after the last step; `()` for single samples, which nothing follows."""
 
     def __check_init__(self):
         advantages, rewards = self.advantages.shape, self.trajectories.reward.shape

@@ -14,7 +14,7 @@ Three switches:
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -41,6 +41,7 @@ T = TypeVar("T")
 Scalar = Float[Array, ""]
 Schedule = Scalar | Callable
 """A coefficient: a number, or a function of the number of gradient updates made so far (any optax schedule)."""
+_NUMBERS: Any = (Scalar, Schedule, *(cast(Any, x) | None for x in (Scalar, Schedule)))
 Observation = PyTree[Shaped[Array, "..."]]
 """Any pytree of arrays; which leading axes it has is checked by the struct that holds it."""
 Action = PyTree[Shaped[Array, "..."]]
@@ -60,7 +61,7 @@ def typed(cls: type[T]) -> type[T]:
         if own_check is not None:
             own_check(self)
 
-    if any(annotation in (Scalar, Schedule) for annotation in vars(cls).get("__annotations__", {}).values()):
+    if any(annotation in _NUMBERS for annotation in vars(cls).get("__annotations__", {}).values()):
         cls.__check_init__ = __check_init__  # pyright: ignore[reportAttributeAccessIssue]
     return jaxtyped(typechecker=beartype)(cls)
 
@@ -71,10 +72,11 @@ def within(low: float, high: float = float("inf"), *, open_low: bool = False) ->
 
 
 def check_numbers(struct: Any) -> None:
-    """For `__check_init__`: every field annotated `Scalar` or `Schedule` is one number (or a schedule), not NaN, and in its range."""
+    """For `__check_init__`: every field annotated `Scalar` or `Schedule` is one number (or a schedule, or None where it may be), not NaN,
+    and in its range."""
     for f in dataclasses.fields(struct):
         value = getattr(struct, f.name)
-        if f.type not in (Scalar, Schedule) or callable(value) or config.jaxtyping_disable:
+        if f.type not in _NUMBERS or value is None or callable(value) or config.jaxtyping_disable:
             continue
         name = f"{type(struct).__name__}.{f.name}"
         if np.shape(value) != ():
@@ -103,9 +105,14 @@ def as_schedule(x: float | int | np.ndarray | np.generic | Array | Callable) -> 
     return x if callable(x) else as_scalar(x)
 
 
-def at_step(x: Schedule, num_updates: Int[Array, ""]) -> Scalar:
-    """The value of a coefficient after `num_updates` gradient updates."""
-    return as_scalar(x(num_updates)) if callable(x) else x
+def optional(converter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The converter for what may be left out, which None stands for."""
+    return lambda x: None if x is None else converter(x)
+
+
+def at_step(x: Any, num_updates: Int[Array, ""]) -> Any:
+    """The value of a coefficient (a `Schedule`, or None) after `num_updates` gradient updates."""
+    return as_scalar(cast(Any, x(num_updates))) if callable(x) else x
 
 
 def as_number(x: Schedule) -> Scalar:

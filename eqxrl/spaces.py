@@ -145,13 +145,14 @@ def as_space(space: Any) -> Space:
     )
 
 
-def check_action_space(space: Any) -> Discrete | Box:
-    """The space, as one of this module's. **Raises:** `TypeError` unless it is discrete, or a box of floats: policies act in these."""
+def check_action_space(space: Any) -> Space:
+    """The space, as one of this module's. **Raises:** `TypeError` for one with a box of integers in it: policies don't act in these."""
     known = as_space(space)
-    if isinstance(known, Discrete) or (isinstance(known, Box) and jnp.issubdtype(known.dtype, jnp.floating)):
-        return known
-    how = "policies act in a Discrete space or a Box of floats; wrap the environment so that it takes one of these"
-    raise TypeError(f"the action space is {known!r}, but {how}")
+    for part in jax.tree.leaves(parts(known)):
+        if isinstance(part, Box) and not jnp.issubdtype(part.dtype, jnp.floating):
+            how = "policies act in Discrete and MultiDiscrete spaces and in a Box of floats; wrap the environment so that it takes these"
+            raise TypeError(f"the action space is {known!r}, but {how}")
+    return known
 
 
 def bounds(space: Any) -> tuple[Shaped[Array, "..."], Shaped[Array, "..."]]:
@@ -160,19 +161,25 @@ def bounds(space: Any) -> tuple[Shaped[Array, "..."], Shaped[Array, "..."]]:
     return low, high
 
 
-def to_env_action(action_space: Any, action: Num[Array, "..."]) -> Num[Array, "..."]:
+def to_env_action(action_space: Any, action: PyTree[Num[Array, "..."]]) -> PyTree[Num[Array, "..."]]:
     """What the environment is given for a policy's `action`: a box action is clipped to `[low, high]`, a discrete one is
     left as it is; both get the space's dtype. Leading axes are free. Store and score the policy's own action, not this one.
 
-    **Raises:** `ValueError` where the trailing axes are not those of the space, `TypeError` for an unsupported space.
+    **Raises:** `ValueError` where the structure or the trailing axes are not those of the space, `TypeError` for an unsupported space.
     """
-    space = check_action_space(action_space)
-    if isinstance(space, Discrete):
-        return action.astype(space.dtype)
-    if action.shape[action.ndim - len(space.shape) :] != space.shape:
-        raise ValueError(f"actions are {list(action.shape)}, but must end in the action space's shape, {list(space.shape)}")
-    low, high = (jnp.broadcast_to(x, action.shape) for x in bounds(space))
-    return jnp.clip(action.astype(low.dtype), low, high)
+
+    def fit(space: Any, action: Any) -> Any:
+        if not isinstance(space, Box):
+            return action.astype(space.dtype)
+        if action.shape[action.ndim - len(space.shape) :] != space.shape:
+            raise ValueError(f"actions are {list(action.shape)}, but must end in the action space's shape, {list(space.shape)}")
+        low, high = (jnp.broadcast_to(x, action.shape) for x in bounds(space))
+        return jnp.clip(action.astype(low.dtype), low, high)
+
+    spaces = parts(check_action_space(action_space))
+    if jax.tree.structure(spaces) != jax.tree.structure(action):
+        raise ValueError(f"actions are {jax.tree.structure(action)}, but the action space is {as_space(action_space)}")
+    return jax.tree.map(fit, spaces, action)
 
 
 def parts(space: Any) -> PyTree[Any]:

@@ -1,5 +1,5 @@
 """A policy that remembers: a bit is shown once, and has to be named ten steps later. Other memories are `eqxrl.nn.LSTMActorCritic` and
-`LRUActorCritic`, or an `eqxrl.nn.RecurrentActorCritic` with an `AbstractMemory` of yours.
+`LRUActorCritic`, or an `eqxrl.nn.ActorCritic` with an `AbstractMemory` of yours.
 """
 
 import jax

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from eqxrl import TransitionCollector
-from eqxrl.algorithms import MakeMLPQ
+from eqxrl.algorithms import MakeNetwork
 from eqxrl.nn import ActorCriticPolicy
 from eqxrl.spaces import Discrete
 from eqxrl.testing._probe import probe, probe_agent, probe_rollouts
@@ -37,7 +37,7 @@ def update(part):
     """Of an algorithm, and what its fields are to be."""
     cls, fields = part
     env, params = probe("discrete")
-    algo = cls(env=env, env_params=params, hp=cls.HParams(), parts={"q_network": MakeMLPQ((8,))}, **fields)
+    algo = cls(env=env, env_params=params, hp=cls.HParams(), parts={"q_network": MakeNetwork("q", dict(hidden_sizes=(8,)))}, **fields)
     return next(table for name, table in AlgorithmLaws(algo, jax.random.key(0)).parts() if name == "update")
 
 

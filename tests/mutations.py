@@ -28,6 +28,9 @@ RUN, ITERATION, PPO = "algorithms/_base.py", "algorithms/_on_policy.py", "algori
 LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learners/_permutation.py"
 EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py", "collectors/_transitions.py"
 DQN, BUFFER, ENCODE = "algorithms/_dqn.py", "buffers/_uniform.py", "nn/_encode.py"
+POLICY, MEMORY, MASKED, LAYERS = "nn/_actor_critic.py", "nn/_memory.py", "nn/_masked.py", "nn/_layers.py"
+JOINT, BOUNDED = "nn/_joint.py", "nn/_bounded.py"
+VTRACE, VTRACE_LOSS, TARGET_KL = "advantages/_vtrace.py", "losses/_vtrace.py", "learners/_target_kl.py"
 
 # what is planted, where, what it replaces, with what
 BUGS = [
@@ -73,10 +76,33 @@ BUGS = [
     ("an evaluation counts rewards after the end", EVALUATOR, "jnp.where(done, 0.0, after.reward)", "after.reward"),
     ("every environment is reset where one episode ended", STEPPER, "done.reshape(-1, *[1] * (b.ndim - 1)), a, b)", "jnp.any(done), a, b)"),
     ("a transition leads into the next episode", TRANSITIONS, "next_obs=after.final_obs", "next_obs=after.obs"),
-    ("a choice is seen as a number", ENCODE, "jnp.ravel(x).astype(dtype) if n is None else jax.nn.one_hot(x, n, dtype=dtype)", "jnp.ravel(x).astype(dtype) if n is None else jnp.pad(jnp.ravel(x).astype(dtype), (0, n - 1))"),
+    ("a choice is seen as a number", ENCODE, "return jax.nn.one_hot(choices[0], self.nvec[0], dtype=dtype)", "return jnp.pad(choices.astype(dtype), (0, self.nvec[0] - 1))"),
     ("the target network is never copied", DQN, "jnp.where(copy, q, t)", "t"),
     ("action values are bootstrapped past the end", DQN, "jnp.where(batch.terminated, 0.0, pick(", "jnp.where(False, 0.0, pick("),
     ("the buffer's newest rows are overwritten", BUFFER, "(state.num_added + jnp.arange(n, dtype=jnp.int32)) % self.capacity", "jnp.minimum(state.num_added, self.capacity - n) + jnp.arange(n, dtype=jnp.int32)"),
+    ("learning never forgets where an episode begins", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[jnp.zeros_like(trajectory.done)]"),
+    ("learning forgets a step too early", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[trajectory.done]"),
+    ("a sequence of a cell never forgets", MEMORY, "self(x, forgetting(start, self.initial_carry(), carry))", "self(x, carry)"),
+    ("forgetting multiplies by 0", MEMORY, "jnp.where(starts, a, b)", "jnp.where(starts, a, 0) + b * (1 - starts)"),
+    ("the linear recurrence never forgets", MEMORY, "jnp.where(s2, b2, a2 * b1 + b2)", "a2 * b1 + b2"),
+    ("the linear recurrence forgets before the first step", MEMORY, "inputs.at[0].add(first)", "inputs.at[0].add(0 * first)"),
+    ("a rollout remembers from its end", ROLLOUT, "state.last_obs, initial_carry, episodes", "state.last_obs, state.carry, episodes"),
+    ("last values with a fresh memory", ITERATION, "(batch.last_obs, carry)", "(batch.last_obs, jax.tree.map(jnp.zeros_like, carry))"),
+    ("final values with a memory from the rollout's beginning", ROLLOUT, "after.final_obs, carry, after", "after.final_obs, initial_carry, after"),
+    ("memories aren't shuffled with their environments", UPDATE, "leaves((rollout.initial_carry, rollout.last_value), 0)", "jax.tree.map(lambda x: x[: indices.size], (rollout.initial_carry, rollout.last_value))"),
+    ("chunks begin with a fresh memory", UPDATE, "carries = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carries)", "carries = jax.tree.map(lambda x: jnp.zeros_like(x.reshape(-1, *x.shape[2:])), carries)"),
+    ("what is forbidden is only unlikely", DIST, "self.logits, -jnp.inf))\n\n    def mode", "self.logits, self.logits - 10))\n\n    def mode"),
+    ("a mask forbids what it should allow", DIST, "return mask != 0", "return mask == 0"),
+    ("a sequence isn't masked", MASKED, "return distribution.masked(_mask(obs)), value, carry\n\n    def initial_carry", "return distribution, value, carry\n\n    def initial_carry"),
+    ("networks aren't masked", ITERATION, "if has_action_mask(observation_space) and", "if False and"),
+    ("the parts of a joint action are drawn with one key", JOINT, "[part.sample(k) for part, k in", "[part.sample(key) for part, k in"),
+    ("choices of several in the wrong order", JOINT, "jnp.concatenate(logits, axis=-1)", "jnp.concatenate(logits[::-1], axis=-1)"),
+    ("squashing without its slope", BOUNDED, " + self._log_slope(u), axis=-1)", ", axis=-1)"),
+    ("a convolution's patches are turned", LAYERS, "shifted(i, j) for i in range", "shifted(j, i) for i in range"),
+    ("bytes of an image as they are", ENCODE, "obs.astype(dtype) / 255", "obs.astype(dtype)"),
+    ("V-trace's ratios aren't clipped", VTRACE, "jnp.minimum(self.rho_clip, ratio)", "ratio"),
+    ("gradients flow through V-trace's targets", VTRACE_LOSS, "jax.lax.stop_gradient(estimate)", "estimate"),
+    ("updates go on beyond target_kl", TARGET_KL, "jax.lax.cond(over, lambda", "jax.lax.cond(False, lambda"),
 ]
 
 

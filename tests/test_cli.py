@@ -161,7 +161,7 @@ def test_help_has_a_text_and_the_default_of_every_hyperparameter(here, args, com
     assert code == 0
     text = re.sub(r"\s+", " ", re.sub("[│╭╮╰╯─]", " ", text))
     _, defaults = chosen(*args)
-    told = re.findall(r"--hp\.([a-z-]+) (?:INT|FLOAT|\{True,False\})(.*?)\(default: (\S+?)\)", text)
+    told = re.findall(r"--hp\.([a-z-]+) (?:INT|FLOAT|\{None\}\|FLOAT|\{True,False\})(.*?)\(default: (\S+?)\)", text)
     assert [name.replace("-", "_") for name, _, _ in told] == list(defaults)
     for name, words, default in told:
         assert default == str(defaults[name.replace("-", "_")])
@@ -246,7 +246,7 @@ def test_overriding_one_value_of_a_preset_changes_only_that_value(not_trained):
     same, _ = not_trained("CartPole-v1", "--hp.num-epochs", "10")
     assert hyperparameters(same)["hp"]["num_epochs"] == 10 and same.hp.clip_eps.init_value == zoo.hp.clip_eps.init_value
     network, _ = not_trained("MountainCarContinuous-v0", "--hp.gamma", "0.9")
-    assert hyperparameters(network)["parts"]["actor_critic"]["log_std_init"] == 0.5
+    assert hyperparameters(network)["parts"]["actor_critic"]["options"]["log_std_init"] == 0.5
 
 
 # What is done with runs.

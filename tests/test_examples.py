@@ -49,6 +49,14 @@ def test_memory(capsys):
     assert "the first action is" in capsys.readouterr().out
 
 
+def test_masked():
+    assert load("masked").main(40_000) > 8.5
+
+
+def test_curriculum():
+    assert load("curriculum").main() > 200
+
+
 def test_callbacks(tmp_path):
     returns = load("callbacks").main(20_000, tmp_path)
     assert max(returns) > 100

@@ -109,8 +109,11 @@ def test_unbounded_boxes_clip_nothing():
 def test_actions_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\[2, 3\].*\[2\]"):
         to_env_action(BOX, jnp.zeros((2, 3)))
-    for space in (Box(0, 1, (2,), jnp.int32), Tuple((BOX, BOX)), MultiDiscrete((2, 2)), gymnax_spaces.Tuple((BOX, BOX))):
-        with pytest.raises(TypeError, match="Discrete space or a Box of floats"):
+    for space in (Box(0, 1, (2,), jnp.int32), Tuple((BOX, Box(0, 1, (2,), jnp.int32)))):
+        with pytest.raises(TypeError, match="a Box of floats; wrap"):
+            to_env_action(space, jnp.zeros(2))
+    for space in (Tuple((BOX, BOX)), gymnax_spaces.Tuple((BOX, BOX)), Dict({"a": BOX})):
+        with pytest.raises(ValueError, match=r"actions are PyTreeDef\(\*\), but the action space is (Tuple|Dict)"):
             to_env_action(space, jnp.zeros(2))
     with pytest.raises(TypeError, match="no space that is known here"):
         check_action_space(gym.MultiBinary(2))

@@ -11,7 +11,9 @@ from eqxrl.advantages._base import AbstractAdvantage, next_values
 class GAE(AbstractAdvantage):
     r"""Generalised advantage estimation, $\hat A_t = \sum_l (\gamma\lambda)^l \delta_{t+l}$ with
     $\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t)$. The sum is cut where an episode ends; where it was truncated and the MDP had
-    not ended, the value of its final observation is bootstrapped. Targets are $\hat A_t + V(s_t)$.
+    not ended, the value of its final observation is bootstrapped. Targets are $\hat A_t + V(s_t)$,
+    which are TD($\lambda$)'s returns: with $\lambda = 0$ those of TD(0), $r_t + \gamma V(s_{t+1})$; with $\lambda = 1$ Monte-Carlo's, the
+    discounted rewards up to the episode's end, or to the rollout's end and the value of what follows.
 
     Schulman et al. 2016, https://arxiv.org/abs/1506.02438, eq. 16; truncation after Pardo et al. 2018,
     https://arxiv.org/abs/1712.00378.

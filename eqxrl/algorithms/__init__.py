@@ -6,6 +6,8 @@ from eqxrl.algorithms._base import AbstractAlgorithm as AbstractAlgorithm
 from eqxrl.algorithms._dqn import DQN as DQN
 from eqxrl.algorithms._dqn import DQNHParams as DQNHParams
 from eqxrl.algorithms._hparams import AbstractHParams as AbstractHParams
+from eqxrl.algorithms._impala import IMPALA as IMPALA
+from eqxrl.algorithms._impala import IMPALAHParams as IMPALAHParams
 from eqxrl.algorithms._off_policy import AbstractOffPolicy as AbstractOffPolicy
 from eqxrl.algorithms._off_policy import OffPolicyState as OffPolicyState
 from eqxrl.algorithms._on_policy import AbstractOnPolicy as AbstractOnPolicy
@@ -13,10 +15,10 @@ from eqxrl.algorithms._on_policy import OnPolicyState as OnPolicyState
 from eqxrl.algorithms._parts import part as part
 from eqxrl.algorithms._ppo import PPO as PPO
 from eqxrl.algorithms._ppo import PPOHParams as PPOHParams
+from eqxrl.algorithms._pqn import PQN as PQN
+from eqxrl.algorithms._pqn import PQNHParams as PQNHParams
 from eqxrl.algorithms._presets import PRESETS as PRESETS
-from eqxrl.algorithms._presets import MakeMLP as MakeMLP
-from eqxrl.algorithms._presets import MakeMLPQ as MakeMLPQ
-from eqxrl.algorithms._presets import MakeRecurrent as MakeRecurrent
+from eqxrl.algorithms._presets import MakeNetwork as MakeNetwork
 from eqxrl.algorithms._presets import Preset as Preset
 from eqxrl.algorithms._presets import preset as preset
 

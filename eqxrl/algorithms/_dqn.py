@@ -11,7 +11,7 @@ from eqxrl.algorithms._off_policy import AbstractOffPolicy
 from eqxrl.algorithms._parts import part
 from eqxrl.buffers import AbstractBuffer, UniformBuffer
 from eqxrl.collectors import AbstractCollector, TransitionCollector
-from eqxrl.nn import EpsilonGreedy, MLPQNetwork
+from eqxrl.nn import EpsilonGreedy, QNetwork
 
 
 class DQNHParams(AbstractHParams):
@@ -69,7 +69,7 @@ class DQN(AbstractOffPolicy):
 
     @part(eqx.Module, made_later=True)
     def q_network(self):
-        return MLPQNetwork
+        return QNetwork
 
     @part(AbstractCollector)
     def collector(self):

@@ -23,9 +23,11 @@ from eqxrl.learners import AbstractLearner, LearnerState
 from eqxrl.nn import (
     AbstractActorCritic,
     ActorCriticPolicy,
-    MLPActorCritic,
+    Masked,
     NormalizedActorCritic,
     check_actor_critic,
+    default_actor_critic,
+    has_action_mask,
     observe,
 )
 
@@ -57,11 +59,15 @@ class AbstractOnPolicy(AbstractAlgorithm[OnPolicyState, TrajectoryWithLastObs]):
     advantage: eqx.AbstractVar[AbstractAdvantage]
     learner: eqx.AbstractVar[AbstractLearner]
 
+    def behaviour(self, ts: OnPolicyState) -> AbstractActorCritic:
+        """The policy that collects the next rollout: the one that is learned, unless it is overridden."""
+        return ts.agent
+
     # Everything below is final. The hyperparameters have a flag `normalize_observations`.
 
     @part(AbstractActorCritic, made_later=True)
     def actor_critic(self):
-        return MLPActorCritic
+        return default_actor_critic
 
     def init_agent(self, key: Key[Array, ""]) -> AbstractActorCritic:
         """The actor-critic that was passed, or a new one for the algorithm's spaces."""
@@ -70,6 +76,8 @@ class AbstractOnPolicy(AbstractAlgorithm[OnPolicyState, TrajectoryWithLastObs]):
             agent = agent(observation_space, self.env.action_space(self.env_params), key=key)
             if not isinstance(agent, AbstractActorCritic):
                 raise TypeError(f"actor_critic made a {name_of(agent)}, not an AbstractActorCritic")
+            if has_action_mask(observation_space) and not isinstance(agent, Masked):
+                agent = Masked(agent)
         if not self.hp.normalize_observations:
             return agent
         obs, _ = eqx.filter_eval_shape(self.env.reset, key, self.env_params)
@@ -90,7 +98,7 @@ class AbstractOnPolicy(AbstractAlgorithm[OnPolicyState, TrajectoryWithLastObs]):
     def get_batch(self, ts: OnPolicyState, batch_idx: int | Int[Array, ""]) -> tuple[OnPolicyState, TrajectoryWithLastObs]:
         """One rollout `[steps envs]` of the policy as it stands."""
         collector = self.collector
-        state, rollout = collector(self.env, self.env_params, ts.agent, ts.data_collection_state)
+        state, rollout = collector(self.env, self.env_params, self.behaviour(ts), ts.data_collection_state)
         sizes = dict(steps=collector.num_steps, envs=collector.num_envs)
         validate(collector, state, batch="envs", kind=TrajectoryCollectionState, envs=sizes["envs"])
         validate(collector, rollout, batch="steps envs", kind=TrajectoryWithLastObs, **sizes)
@@ -119,7 +127,7 @@ class AbstractOnPolicy(AbstractAlgorithm[OnPolicyState, TrajectoryWithLastObs]):
         validate(self.advantage, estimate, batch="steps envs", steps=steps, envs=envs)
         return AdvantageMinibatch(
             trajectories=batch.trajectories, advantages=estimate.advantages, targets=estimate.targets,
-            initial_carry=batch.initial_carry,
+            initial_carry=batch.initial_carry, last_value=last_value,
         )
 
     def policy(self, ts: OnPolicyState) -> ActorCriticPolicy:

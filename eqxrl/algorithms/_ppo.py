@@ -1,6 +1,6 @@
 import optax
 
-from eqxrl._typing import Scalar, Schedule, as_schedule, field, within
+from eqxrl._typing import Scalar, Schedule, as_scalar, as_schedule, field, optional, within
 from eqxrl.advantages import GAE, AbstractAdvantage
 from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy
@@ -44,6 +44,12 @@ class PPOHParams(AbstractHParams):
     """Weight of the value loss."""
     ent_coef: Schedule = field(default=0.01, converter=as_schedule, metadata=within(0.0))
     """Weight of the entropy bonus."""
+    normalize_advantages: bool = field(default=True)
+    """Standardise advantages over each minibatch."""
+    target_kl: Scalar | None = field(default=None, converter=optional(as_scalar), metadata=within(0.0, open_low=True))
+    """Leave out the rest of a rollout's updates once the KL divergence of a minibatch is above 1.5 times this."""
+    kl_coef: Schedule | None = field(default=None, converter=optional(as_schedule), metadata=within(0.0))
+    """Weight of a penalty on the KL divergence from the policy that acted."""
 
     def __check_init__(self):
         super().__check_init__()  # the sizes themselves, before they are computed with
@@ -78,7 +84,10 @@ class PPO(AbstractOnPolicy):
     @part(AbstractLoss)
     def loss(self):
         hp = self.hp
-        return PPOLoss(clip_eps=hp.clip_eps, vf_coef=hp.vf_coef, ent_coef=hp.ent_coef, clip_value=hp.clip_value)
+        return PPOLoss(
+            clip_eps=hp.clip_eps, vf_coef=hp.vf_coef, ent_coef=hp.ent_coef, clip_value=hp.clip_value,
+            normalize_advantages=hp.normalize_advantages, kl_coef=hp.kl_coef,
+        )
 
     @part(optax.GradientTransformation)
     def optimizer(self):
@@ -89,4 +98,6 @@ class PPO(AbstractOnPolicy):
     @part(AbstractLearner)
     def learner(self):
         hp = self.hp
-        return MinibatchLearner(self.loss, self.optimizer, num_epochs=hp.num_epochs, num_minibatches=hp.num_minibatches)
+        return MinibatchLearner(
+            self.loss, self.optimizer, num_epochs=hp.num_epochs, num_minibatches=hp.num_minibatches, target_kl=hp.target_kl
+        )

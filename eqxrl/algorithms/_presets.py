@@ -6,57 +6,42 @@ from typing import Any
 
 import jax
 
+from eqxrl import nn
 from eqxrl._schedules import LinearSchedule
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._hparams import AbstractHParams
-from eqxrl.nn import GRUActorCritic, LRUActorCritic, LSTMActorCritic, MLPActorCritic, MLPQNetwork, RecurrentActorCritic
 
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
+_KINDS: dict[str, Any] = {
+    "mlp": nn.MLPActorCritic, "cnn": nn.CNNActorCritic, "gru": nn.GRUActorCritic, "lstm": nn.LSTMActorCritic, "lru": nn.LRUActorCritic,
+    "q": nn.QNetwork,
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class MakeMLP:
-    """`MLPActorCritic` with its options as plain values: it can be compared, so that building the same policy twice doesn't compile
-    twice, and written to a run's configuration."""
+class MakeNetwork:
+    """What makes a network, with its options as plain values: it can be compared, so that building the same network twice doesn't compile
+    twice, and written to a run's configuration.
 
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "tanh"
-    log_std_init: float = 0.0
+    **Raises:** `ValueError` for an unknown kind or activation.
+    """
 
-    def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> MLPActorCritic:
-        options: Any = dataclasses.asdict(self) | {"activation": _ACTIVATIONS[self.activation]}
-        return MLPActorCritic(observation_space, action_space, **options, key=key)
+    kind: str
+    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), or q (`nn.QNetwork`)."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Those of that network; `activation` by name: tanh, relu, swish."""
 
+    def __post_init__(self):
+        for what, name, known in (("kind", self.kind, _KINDS), ("activation", self.options.get("activation", "relu"), _ACTIVATIONS)):
+            if name not in known:
+                raise ValueError(f"MakeNetwork got the {what} {name!r}; there is {', '.join(known)}")
 
-@dataclasses.dataclass(frozen=True)
-class MakeRecurrent:
-    """`RecurrentActorCritic` with its options as plain values."""
+    def __hash__(self) -> int:
+        return hash((self.kind, tuple(sorted(self.options.items()))))
 
-    memory: str = "gru"
-    """gru, lstm or lru."""
-    memory_size: int = 64
-    shared: bool = False
-    sizes_before: tuple[int, ...] = ()
-    hidden_sizes: tuple[int, ...] = (64,)
-    activation: str = "tanh"
-    log_std_init: float = 0.0
-
-    def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> RecurrentActorCritic:
-        options: Any = dataclasses.asdict(self) | {"activation": _ACTIVATIONS[self.activation]}
-        make = {"gru": GRUActorCritic, "lstm": LSTMActorCritic, "lru": LRUActorCritic}[options.pop("memory")]
-        return make(observation_space, action_space, **options, key=key)
-
-
-@dataclasses.dataclass(frozen=True)
-class MakeMLPQ:
-    """`MLPQNetwork` with its options as plain values."""
-
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "relu"
-
-    def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> MLPQNetwork:
-        activation = _ACTIVATIONS[self.activation]
-        return MLPQNetwork(observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=activation, key=key)
+    def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> Any:
+        options = {name: _ACTIVATIONS[x] if name == "activation" else x for name, x in self.options.items()}
+        return _KINDS[self.kind](observation_space, action_space, **options, key=key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +99,13 @@ _ALL = (
             dict(num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984, learning_rate=1e-3,
                  clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False,
                  normalize_observations=True, normalize_rewards=True),
-            anneal=("learning_rate", "clip_eps"), parts=dict(actor_critic=MakeRecurrent(name, activation="relu")),
+            anneal=("learning_rate", "clip_eps"), parts=dict(actor_critic=MakeNetwork(name, dict(activation="relu"))),
         )
         for name in ("lstm", "gru")
+    ),
+    Preset(
+        "CartPole-v1", "pqn", "tuned", "tuned here", dict(total_timesteps=200_704, eval_freq=40_960, learning_rate=1e-3, epsilon_end=0.1),
+        anneal=_LR,
     ),
     Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
     Preset(
@@ -124,7 +113,7 @@ _ALL = (
         dict(num_envs=1, num_steps=256, updates_per_iteration=128, buffer_size=100_000, batch_size=64, learning_starts=1_000,
              target_update_freq=128, total_timesteps=49_920, eval_freq=4_992, learning_rate=2.3e-3, epsilon_end=0.04,
              exploration_fraction=0.16),
-        parts=dict(q_network=MakeMLPQ((256, 256))),
+        parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256)))),
     ),
     Preset(
         "Acrobot-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
@@ -142,13 +131,13 @@ _ALL = (
         "MountainCarContinuous-v0", "ppo", "tuned", "tuned here",
         dict(num_envs=8, num_steps=256, num_minibatches=8, num_epochs=10, total_timesteps=198_656, eval_freq=20_480,
              learning_rate=1e-3, gamma=0.999, ent_coef=0.005, max_grad_norm=0.5, normalize_observations=True, normalize_rewards=True),
-        anneal=_LR, parts=dict(actor_critic=MakeMLP(log_std_init=0.5)),
+        anneal=_LR, parts=dict(actor_critic=MakeNetwork("mlp", dict(log_std_init=0.5))),
     ),
     Preset(
         "Breakout-MinAtar", "ppo", "purejaxrl", "PureJaxRL, README, MinAtar",
         dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
              learning_rate=5e-3, max_grad_norm=0.5),
-        anneal=_LR, parts=dict(actor_critic=MakeMLP(activation="relu")),
+        anneal=_LR, parts=dict(actor_critic=MakeNetwork("mlp", dict(activation="relu"))),
     ),
 )
 PRESETS: dict[str, dict[str, dict[str, Preset]]] = {}

@@ -1,15 +1,25 @@
 """Environments: those of gymnax by name, a user's own, wrappers, steppers, and a check of the contract (`Environment`)."""
 
+from eqxrl.envs._actions import RescaleAction as RescaleAction
+from eqxrl.envs._actions import StickyActions as StickyActions
 from eqxrl.envs._check import check_env as check_env
 from eqxrl.envs._cond import cond_any as cond_any
 from eqxrl.envs._contract import as_environment as as_environment
 from eqxrl.envs._contract import check_spaces as check_spaces
+from eqxrl.envs._frames import FrameStack as FrameStack
+from eqxrl.envs._frames import HideObservation as HideObservation
 from eqxrl.envs._make import make as make
 from eqxrl.envs._protocol import AbstractWrapper as AbstractWrapper
 from eqxrl.envs._protocol import EnvError as EnvError
 from eqxrl.envs._protocol import Environment as Environment
 from eqxrl.envs._protocol import env_name as env_name
 from eqxrl.envs._protocol import episode_limit as episode_limit
+from eqxrl.envs._randomize import RandomizeParams as RandomizeParams
+from eqxrl.envs._rewards import AbstractRewardWrapper as AbstractRewardWrapper
+from eqxrl.envs._rewards import ClipReward as ClipReward
+from eqxrl.envs._rewards import ScaleReward as ScaleReward
+from eqxrl.envs._rewards import SignReward as SignReward
+from eqxrl.envs._rewards import TransformReward as TransformReward
 from eqxrl.envs._stepper import AbstractStepper as AbstractStepper
 from eqxrl.envs._stepper import NeverReset as NeverReset
 from eqxrl.envs._stepper import ResetFromPool as ResetFromPool

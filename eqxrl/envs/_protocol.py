@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -106,6 +107,10 @@ class AbstractWrapper(eqx.Module):
 
     def action_space(self, params: Any = None) -> Any:
         return self.env.action_space(params)
+
+    def __hash__(self) -> int:
+        """Of all but its arrays, which can't be hashed."""
+        return hash((type(self), *(x for x in jax.tree.leaves(self) if not eqx.is_array(x))))
 
     def __getattr__(self, name: str) -> Any:
         # copy and pickle ask for dunders, and for `env` before it is set: delegating these would recurse for ever.

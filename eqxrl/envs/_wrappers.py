@@ -12,6 +12,12 @@ from eqxrl.envs.suites._gymnax import without_reset
 from eqxrl.spaces import Box, Dict, as_space, bounds, zeros
 
 
+def inner_picture(wrapper: AbstractWrapper) -> Callable[[Any, Any], Any]:
+    """The `picture` of a wrapper whose state keeps the inner one in `env_state`: that of the environment inside, if it has one."""
+    draw = wrapper.env.picture
+    return lambda state, params: draw(state.env_state, params)
+
+
 class TimeLimitIsTerminal(AbstractWrapper):
     """Reports an episode that was cut off as one that terminated; `truncated` is always false, so nothing is bootstrapped at
     a time limit. This biases the values (Pardo et al. 2018, https://arxiv.org/abs/1712.00378); it is here to reproduce
@@ -88,11 +94,7 @@ class ShowLastStep(AbstractWrapper):
         spaces = {"obs": self.env.observation_space(params), "action": self.env.action_space(params)}
         return Dict(spaces | {"reward": Box(-jnp.inf, jnp.inf, ()), "start": Box(0.0, 1.0, ())})
 
-    @property
-    def picture(self) -> Callable[[LastStepState, Any], Any]:
-        """That of the environment inside, if it has one."""
-        draw = self.env.picture
-        return lambda state, params: draw(state.env_state, params)
+    picture = property(inner_picture)
 
 
 @typed
@@ -125,8 +127,4 @@ class TimeLimit(AbstractWrapper):
         time = state.time + 1
         return obs, TimeLimitState(env_state=env_state, time=time), reward, terminated, truncated | (time >= self.max_steps), info
 
-    @property
-    def picture(self) -> Callable[[TimeLimitState, Any], Any]:
-        """That of the environment inside, if it has one."""
-        draw = self.env.picture
-        return lambda state, params: draw(state.env_state, params)
+    picture = property(inner_picture)

@@ -1,10 +1,12 @@
 """How a policy is improved on a rollout."""
 
+from eqxrl.learners._adaptive_kl import AdaptiveKL as AdaptiveKL
 from eqxrl.learners._base import AbstractLearner as AbstractLearner
 from eqxrl.learners._base import LearnerState as LearnerState
 from eqxrl.learners._base import cut as cut
 from eqxrl.learners._base import flatten as flatten
 from eqxrl.learners._base import gradient_update as gradient_update
 from eqxrl.learners._base import init_learner_state as init_learner_state
+from eqxrl.learners._by_network import by_network as by_network
 from eqxrl.learners._minibatch import MinibatchLearner as MinibatchLearner
 from eqxrl.learners._permutation import swap_or_not as swap_or_not

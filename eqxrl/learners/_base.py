@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
@@ -60,7 +61,8 @@ def init_learner_state(optimizer: optax.GradientTransformation, agent: AbstractA
 
 
 def flatten(rollout: AdvantageMinibatch) -> AdvantageMinibatch:
-    """`[steps envs]` to `[batch]`, step by step; the rollout as it is where the policy has a hidden state."""
+    """`[steps envs]` to `[batch]`, step by step; the rollout as it is where the policy has a hidden state. Both without `last_value`."""
+    rollout = dataclasses.replace(rollout, last_value=())
     if jax.tree.leaves(rollout.initial_carry):
         return rollout
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
@@ -68,7 +70,8 @@ def flatten(rollout: AdvantageMinibatch) -> AdvantageMinibatch:
 
 def cut(agent: AbstractActorCritic, rollout: AdvantageMinibatch, num_steps: int) -> AdvantageMinibatch:
     """A rollout `[steps envs]` as shorter ones, side by side: `[num_steps chunks*envs]`, each with the hidden state that the policy which
-    collected it, `agent`, had at its beginning. Gradients then go back through `num_steps` steps at most.
+    collected it, `agent`, had at its beginning, and the value of what follows it, if that is known of the rollout. Gradients then go back
+    through `num_steps` steps at most.
 
     **Raises:** `ValueError` where the rollout can't be cut into equal chunks.
     """
@@ -86,20 +89,26 @@ def cut(agent: AbstractActorCritic, rollout: AdvantageMinibatch, num_steps: int)
 
     t = rollout.trajectories
     _, carries = jax.lax.scan(follow, rollout.initial_carry, chunks((t.obs, episode_starts(t))))
-    side_by_side = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(num_steps, -1, *x.shape[3:]), chunks(dataclasses.replace(rollout, initial_carry=()))
-    )
-    return dataclasses.replace(side_by_side, initial_carry=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carries))
+    side_by_side = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(num_steps, -1, *x.shape[3:]), chunks(_steps(rollout)))
+    following = jax.tree.map(lambda x: jnp.concatenate([*t.value[num_steps::num_steps], x]), rollout.last_value)
+    carries = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carries)
+    return dataclasses.replace(side_by_side, initial_carry=carries, last_value=following)
 
 
-def take(rollout: AdvantageMinibatch, indices: Int[Array, " minibatch"]) -> AdvantageMinibatch:
-    """Some samples of a flat rollout, or some environments of one `[steps envs]` whose policy has a hidden state."""
+def _steps(rollout: AdvantageMinibatch) -> AdvantageMinibatch:
+    """What a rollout has of each step."""
+    return dataclasses.replace(rollout, initial_carry=(), last_value=())
+
+
+def take(rollout: AdvantageMinibatch, indices: Int[Array | np.ndarray, " minibatch"]) -> AdvantageMinibatch:
+    """Some samples of a flat rollout, or some environments of one `[steps envs]`."""
 
     def leaves(tree: PyTree, axis: int) -> PyTree:
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=axis, unique_indices=True, mode="clip"), tree)
 
-    steps = leaves(dataclasses.replace(rollout, initial_carry=()), rollout.advantages.ndim - 1)
-    return dataclasses.replace(steps, initial_carry=leaves(rollout.initial_carry, 0))
+    initial_carry, last_value = leaves((rollout.initial_carry, rollout.last_value), 0)
+    steps = leaves(_steps(rollout), rollout.advantages.ndim - 1)
+    return dataclasses.replace(steps, initial_carry=initial_carry, last_value=last_value)
 
 
 def gradient_update(

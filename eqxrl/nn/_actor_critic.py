@@ -1,4 +1,5 @@
 import abc
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -9,8 +10,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 from eqxrl._structs import AdvantageMinibatch, Trajectory
 from eqxrl._typing import Carry, Observation, Scalar, describe
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
+from eqxrl.nn._joint import Joint, MultiCategorical
 from eqxrl.nn._memory import forgetting
-from eqxrl.spaces import check_action_space
+from eqxrl.spaces import Discrete, as_space, check_action_space, parts
 
 
 class AbstractActorCritic(eqx.Module):
@@ -65,11 +67,14 @@ def has_memory(agent: Any) -> bool:
 
 
 def evaluate(agent: AbstractActorCritic, minibatch: AdvantageMinibatch) -> tuple[AbstractDistribution, Float[Array, "*batch"]]:
-    """For a loss: what the policy makes of each step of a minibatch, a distribution and a value, `[batch]`, or `[steps envs]` for a
-    policy with a hidden state, which starts from `minibatch.initial_carry` and anew where an episode begins."""
+    """For a loss: what the policy makes of each step of a minibatch, a distribution and a value, `[batch]` or `[steps envs]`. It is
+    `[steps envs]` for a policy with a hidden state, which starts from `minibatch.initial_carry` and anew where an episode begins."""
     t = minibatch.trajectories
     if not has_memory(agent):
-        distribution, value, _ = jax.vmap(lambda obs: agent(obs, agent.initial_carry()))(t.obs)
+        each: Any = lambda obs: agent(obs, agent.initial_carry())  # noqa: E731
+        for _ in minibatch.advantages.shape:
+            each = jax.vmap(each)
+        distribution, value, _ = each(t.obs)
         return distribution, value
     distribution, value, _ = jax.vmap(agent.sequence, in_axes=(1, 1, 0), out_axes=(1, 1, 0))(
         t.obs, episode_starts(t), minibatch.initial_carry
@@ -104,9 +109,25 @@ def check_actor_critic(agent: AbstractActorCritic, obs: PyTree, action_space: An
     log_prob = eqx.filter_eval_shape(lambda d, action: d.log_prob(action), distribution, action)
     if log_prob.shape != ():
         raise TypeError(f"{type(distribution).__name__}.log_prob is {describe(log_prob)} for one action; a scalar is needed")
-    space = check_action_space(action_space)
-    if isinstance(distribution, Categorical) and distribution.logits.shape[-1] != getattr(space, "n", None):
-        raise ValueError(f"{name} chooses among {distribution.logits.shape[-1]} actions, but the space is {space}")
+    spaces = parts(check_action_space(action_space))
+    if jax.tree.structure(action) != jax.tree.structure(spaces):
+        raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {as_space(action_space)}")
+    distributions = distribution.parts if isinstance(distribution, Joint) else distribution
+    if jax.tree.structure(distributions, is_leaf=_is_distribution) != jax.tree.structure(spaces):
+        distributions = jax.tree.map(lambda _: None, spaces)  # another kind of joint distribution: only its actions are looked at
+    jax.tree.map(functools.partial(_check_part, name), spaces, action, distributions, is_leaf=_is_distribution)
+
+
+def _check_part(name: str, space: Any, action: Any, distribution: AbstractDistribution | None) -> None:
+    choices = distribution.nvec if isinstance(distribution, MultiCategorical) else None
+    if isinstance(distribution, Categorical):
+        choices = distribution.logits.shape[-1]
+    if choices is not None and choices != (space.n if isinstance(space, Discrete) else getattr(space, "nvec", None)):
+        raise ValueError(f"{name} chooses among {choices} actions, but the space is {space}")
     is_float = jnp.issubdtype(space.dtype, jnp.floating)
-    if getattr(action, "shape", None) != space.shape or jnp.issubdtype(action.dtype, jnp.floating) != is_float:
+    if action.shape != space.shape or jnp.issubdtype(action.dtype, jnp.floating) != is_float:
         raise ValueError(f"{name} returned actions {describe(action)}, but the action space is {space}")
+
+
+def _is_distribution(x: Any) -> bool:
+    return isinstance(x, AbstractDistribution)

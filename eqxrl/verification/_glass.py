@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 from eqxrl._typing import Action, Observation, strong
 from eqxrl.envs import AbstractWrapper
 from eqxrl.nn import AbstractPolicy
-from eqxrl.spaces import Box, Discrete, as_space, bounds, to_env_action
+from eqxrl.spaces import Box, Dict, Discrete, Tuple, as_space, bounds, parts, to_env_action
 from eqxrl.verification._laws import quick_jit
 
 NUM_FIRSTS = 64
@@ -36,27 +36,44 @@ class Glass(AbstractWrapper):
         return self.first(jax.random.randint(key, (), 0, self.num_firsts))
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Any:
-        space = self.action_space(params)
-        low, high = (0, space.n - 1) if isinstance(space, Discrete) else bounds(space)
+        low, high = limits(self.action_space(params))
+        inside = jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(lambda x, a, b: jnp.all((x >= a) & (x <= b)), action, low, high))))
         # Of a box only which side counts: whoever replays it may compute the very number with another rounding.
-        side = jnp.ravel(action if isinstance(space, Discrete) else action > (low + high) / 2).astype(jnp.uint32)
+        def telling(x: Any, a: Any, b: Any) -> Any:
+            return jnp.ravel(x > (a + b) / 2 if jnp.issubdtype(x.dtype, jnp.floating) else x).astype(jnp.uint32)
+        side = jnp.concatenate(jax.tree.leaves(jax.tree.map(telling, action, low, high)))
         chosen = jnp.sum(side * jnp.asarray(np.arange(1, 2 * side.size + 1, 2), jnp.uint32), dtype=jnp.uint32)
         unused = 0 * jax.random.bits(key, (), jnp.uint32)  # so that it shows where a key is used for something else, too
         own = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), state[1] + unused), chosen)
         step_key, reward_key, end_key, next_key = jax.random.split(own, 4)
         obs, env_state, _, terminated, truncated, info = self.env.step(step_key, state[0], action, params)
-        inside, end = jnp.all((action >= low) & (action <= high)), jax.random.randint(end_key, (), 0, 16)
+        end = jax.random.randint(end_key, (), 0, 16)
         reward = jnp.where(inside, jax.random.uniform(reward_key, (), jnp.float32, -1.0, 1.0), jnp.nan)
         state = env_state, jax.random.bits(next_key, (), jnp.uint32)
         return obs, state, reward, terminated | (end < 2), truncated | ((end > 0) & (end < 3)), info
 
     def action_space(self, params: Any = None) -> Any:
-        space = as_space(self.env.action_space(params))
-        if not isinstance(space, Box):
-            return space
-        low, high = (jnp.clip(x, -1e3, 1e3) for x in bounds(space))
-        middle, width = (low + high) / 2, 1e-3 * (high - low)
-        return Box(middle - width, middle + width, space.shape, space.dtype)
+        return narrowed(as_space(self.env.action_space(params)))
+
+
+def narrowed(space: Any) -> Any:
+    """The space, with every box in it nearly a point."""
+    if isinstance(space, Dict):
+        return Dict({name: narrowed(part) for name, part in space.spaces.items()})
+    if isinstance(space, Tuple):
+        return Tuple([narrowed(part) for part in space.spaces])
+    if not isinstance(space, Box):
+        return space
+    low, high = (jnp.clip(x, -1e3, 1e3) for x in bounds(space))
+    middle, width = (low + high) / 2, 1e-3 * (high - low)
+    return Box(middle - width, middle + width, space.shape, space.dtype)
+
+
+def limits(space: Any) -> tuple[Any, Any]:
+    """The lowest and the highest action."""
+    def of(part: Any) -> Any:
+        return bounds(part) if isinstance(part, Box) else (0, part.n - 1 if isinstance(part, Discrete) else np.array(part.nvec) - 1)
+    return tuple(jax.tree.map(lambda part: jnp.asarray(of(part)[i], part.dtype), parts(space)) for i in range(2))
 
 
 def glass(env: Any, env_params: Any) -> Glass:
@@ -108,9 +125,10 @@ class Marked(AbstractPolicy):
     def __call__(self, obs: Observation, carry: Any, key: Any) -> tuple[Action, Any, Any]:
         action, carry, remembered = self.policy(obs, carry, None)
         if key is not None:
-            space = self.env.action_space(self.env_params)
-            other = lambda x: (x + 1) % space.n if isinstance(space, Discrete) else sum(bounds(space)) - x  # noqa: E731
-            action = jax.vmap(other)(action)
+            low, high = limits(self.env.action_space(self.env_params))
+            def other(x: Any, a: Any, b: Any) -> Any:
+                return a + b - x if jnp.issubdtype(x.dtype, jnp.floating) else (x + 1) % (b + 1)
+            action = jax.tree.map(other, action, low, high)
         return action, carry, remembered
 
     def initial_carry(self) -> Any:

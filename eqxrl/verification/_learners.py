@@ -11,6 +11,7 @@ import numpy as np
 from eqxrl._structs import AdvantageMinibatch, TrajectoryWithLastObs
 from eqxrl._typing import describe
 from eqxrl.learners import AbstractLearner, LearnerState, flatten
+from eqxrl.learners._base import take
 from eqxrl.losses import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, RunningMoments, evaluate, has_memory, trainable
 from eqxrl.verification._copies import edit, find, modules, moved, with_fields
@@ -22,7 +23,17 @@ def estimated(rollout: TrajectoryWithLastObs, seed: int) -> AdvantageMinibatch:
     """The rollout with random advantages, no two of them alike, and targets as far from its values."""
     t = rollout.trajectories
     advantages = np.random.default_rng(seed).normal(size=t.value.shape).astype(t.value.dtype)
-    return AdvantageMinibatch(t, jnp.asarray(advantages), jnp.asarray(t.value + advantages), rollout.initial_carry)
+    targets = jnp.asarray(t.value + advantages)
+    return AdvantageMinibatch(t, jnp.asarray(advantages), targets, rollout.initial_carry, last_value=t.value[-1])
+
+
+def fails(call: Callable, *args: Any) -> bool:
+    """Without computing anything."""
+    try:
+        eqx.filter_eval_shape(call, *args)
+    except Exception:
+        return True
+    return False
 
 
 class Forgetful(AbstractActorCritic):
@@ -69,7 +80,10 @@ class LossLaws(AbstractLaws):
             agent, rollouts = Forgetful(agent), [with_fields(rollout, initial_carry=()) for rollout in rollouts]
         self.part, self.collector = loss, agent
         self.call = lambda agent, minibatch: loss.at_step(jnp.zeros((), jnp.int32))(agent, minibatch)
-        self.minibatches = [flatten(estimated(rollout, seed)) for seed, rollout in enumerate(rollouts)]
+        whole = [estimated(rollout, seed) for seed, rollout in enumerate(rollouts)]
+        self.minibatches, self.takes_samples = list(map(flatten, whole)), True
+        if fails(self.call, agent, self.minibatches[0]) and not fails(self.call, agent, whole[0]):
+            self.minibatches, self.takes_samples = whole, False
         params, static = eqx.partition(agent, trainable(agent))
         self.agent = eqx.combine(moved(params, 0.05), static)  # so that the ratio isn't 1
 
@@ -81,6 +95,8 @@ class LossLaws(AbstractLaws):
         """What the loss makes of some samples, in four batches: with advantages `a` or none, at ratios `r` or 1. Values have moved by
         `moves` since they were collected, and are `errors` off their targets. Of each: the loss, its metrics, and its gradients by
         every sample's distribution (`grad`), log-prob (`pull`), entropy (`spread`) and value (`lift`)."""
+        if not self.takes_samples:
+            raise NotApplicable("it takes whole sequences [steps envs], and estimates their advantages itself")
         t, rng, eps = self.minibatches[0].trajectories, np.random.default_rng(7), self.number("clip_eps", 0.2)
         t = with_fields(t, obs=moved(t.obs, 0.01))
         rows = different(t.obs)[:24]
@@ -117,8 +133,9 @@ class LossLaws(AbstractLaws):
         return SimpleNamespace(**named, a=a, r=r, moves=moves, errors=errors, eps=eps)
 
     def number(self, name: str, default: Any = None) -> Any:
-        """A coefficient of the loss, or of one inside it."""
-        return next((float(getattr(x, name)) for x in modules(self.part.at_step(jnp.int32(0))) if hasattr(x, name)), default)
+        """A coefficient of the loss, or of one inside it; the default where it is left out."""
+        found = (getattr(x, name, None) for x in modules(self.part.at_step(jnp.int32(0))))
+        return next((float(x) for x in found if x is not None), default)
 
     @law("shapes", "what is returned: a scalar, and a dict of scalars", gate=True)
     def shapes(self) -> None:
@@ -137,10 +154,9 @@ class LossLaws(AbstractLaws):
     @law("a mean over samples", "jnp.sum for jnp.mean, or neighbours in the batch that are taken together")
     def mean(self) -> None:
         (agent, minibatch), (loss, metrics) = self.given[0], self.results[0]
-        order = np.random.default_rng(0).permutation(minibatch.advantages.size)
-        shuffled = self.compiled(agent, jax.tree.map(lambda x: np.asarray(x)[order], minibatch))[0]
-        close(shuffled, loss, "with the samples in another order, the loss")
-        twice = jax.tree.map(lambda x: np.concatenate([x, x]), minibatch)
+        order = np.random.default_rng(0).permutation(minibatch.advantages.shape[-1])
+        close(self.compiled(agent, take(minibatch, order))[0], loss, "with the samples in another order, the loss")
+        twice = take(minibatch, np.concatenate([order, order]))
         close(self.compiled(agent, twice), (loss, metrics), "with every sample twice, (loss, metrics)")
 
     @law("better actions become likelier", "the sign of the policy's loss; [batch 1] beside [batch]; stop_gradient")
@@ -160,7 +176,8 @@ class LossLaws(AbstractLaws):
         if self.number("clip_eps") is None:
             raise NotApplicable("it has no clip_eps")
         seen, a, r, eps, n = self.samples, self.samples.a, self.samples.r, self.samples.eps, len(self.samples.a)
-        goes_on = np.where(a > 0, r < 1 + eps, r > 1 - eps)
+        dual = self.number("dual_clip", np.inf)
+        goes_on = np.where(a > 0, r < 1 + eps, (r > 1 - eps) & (r < dual))
         got, want = n * (seen.at["pull"] - seen.without["pull"]), np.where(goes_on, -r * a, 0.0)
         factor = float(np.sum(got * want) / np.sum(want**2))
         assert factor > 0, "actions of positive advantage become less likely within the clip range"
@@ -170,7 +187,8 @@ class LossLaws(AbstractLaws):
             raise AssertionError(f"{where} the gradient is {got[i] / factor:.3g}, not {want[i]:.3g}; {wrong.mean():.0%} differ")
         off = {name: x for name, x in seen.at_one["metrics"].items() if name in ("approx_kl", "clip_fraction")}
         close(off, dict.fromkeys(off, 0.0), "at ratio 1, by new log_prob - minibatch.trajectories.log_prob, the metrics", 1e-3)
-        value = -np.mean(np.minimum(r * a, np.clip(r, 1 - eps, 1 + eps) * a))
+        objective = np.minimum(r * a, np.clip(r, 1 - eps, 1 + eps) * a)
+        value = -np.mean(np.where(a < 0, np.maximum(objective, np.minimum(dual, 1e9) * a), objective))
         close((seen.at["loss"] - seen.without["loss"]) / factor, value, "the surrogate", 1e-3)
         return f"{n} samples, {(~goes_on).sum()} of them clipped, factor {factor:.3g}"
 
@@ -190,6 +208,7 @@ class LossLaws(AbstractLaws):
             raise AssertionError(f"a value {where}, has the gradient {lift[i]:.3g}; {wrong.mean():.0%} of the signs are wrong")
         if clips is None:
             return f"{len(lift)} samples"
+        eps = self.number("clip_value_eps", eps)
         clipped = errors - moves + np.clip(moves, -eps, eps)  # with all targets at 0
         beyond = bool(clips) & (np.abs(moves) > eps) & (clipped**2 > errors**2)
         want = np.where(beyond, 0.0, errors)

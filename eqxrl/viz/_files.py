@@ -15,7 +15,7 @@ def written_whole(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
     if path.suffix.lower() != suffix:
         raise ValueError(f"this writes a {suffix} file, got the path {str(path)!r}; pass a name that ends in {suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield unfinished
         unfinished.replace(path)

@@ -254,15 +254,13 @@ def test_spaces_that_fit():
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Dict({"a": spaces.Discrete(2)}),
-        spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]),
-        types.SimpleNamespace(nvec=[2, 3]),
         spaces.Box(0, 3, (2,), jnp.int32),
+        spaces.Dict({"a": spaces.Discrete(2), "b": types.SimpleNamespace(low=0, high=3, shape=(2,), dtype=jnp.int32)}),
     ],
-    ids=["dict", "tuple", "multi-discrete", "integers"],
+    ids=["integers", "within a dict"],
 )
 def test_unsupported_action_space(space):
-    with raises(TypeError, "the action space is", "policies act in a Discrete space or a Box of floats"):
+    with raises(TypeError, "the action space is", "policies act in Discrete and MultiDiscrete spaces and in a Box of floats"):
         create(action_space=space)
 
 
@@ -281,18 +279,18 @@ def network(observation_space=None, action_space=None):
 
 def test_a_network_that_does_not_fit_the_action_space():
     box = spaces.Box(-1.0, 1.0, (3,))
-    with raises(ValueError, "MLPActorCritic chooses among 5 actions, but the space is Discrete(n=2"):
+    with raises(ValueError, "ActorCritic chooses among 5 actions, but the space is Discrete(n=2"):
         create(actor_critic=network(action_space=spaces.Discrete(5)))
-    with raises(ValueError, "MLPActorCritic", "chooses among 5 actions", "Box("):
+    with raises(ValueError, "ActorCritic", "chooses among 5 actions", "Box("):
         create(action_space=box, actor_critic=network(action_space=spaces.Discrete(5)))
-    with raises(ValueError, "MLPActorCritic returned actions float32[3]", "Discrete(n=2"):
+    with raises(ValueError, "ActorCritic returned actions float32[3]", "Discrete(n=2"):
         create(actor_critic=network(action_space=box))
-    with raises(ValueError, "MLPActorCritic returned actions float32[2]", "Box(-1.0, 1.0, (3,), float32)"):
+    with raises(ValueError, "ActorCritic returned actions float32[2]", "Box(-1.0, 1.0, (3,), float32)"):
         create(action_space=box, actor_critic=network(action_space=spaces.Box(-1.0, 1.0, (2,))))
 
 
 def test_a_network_that_does_not_fit_the_observations():
-    with raises(TypeError, "MLPActorCritic does not take the environment's observation, float32[2]", "(7,)"):
+    with raises(TypeError, "ActorCritic does not take the environment's observation, float32[2]", "(7,)"):
         create(actor_critic=network(spaces.Box(-1.0, 1.0, (7,))))
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers import quick_jit, same
 
 from eqxrl import DQN, DQNHParams, Transition, preset
-from eqxrl.algorithms import MakeMLPQ
+from eqxrl.algorithms import MakeNetwork
 
 HP = DQNHParams(
     num_envs=2,
@@ -28,7 +28,7 @@ HP = DQNHParams(
 
 @pytest.fixture(scope="module")
 def dqn():
-    algo = DQN.create("CartPole-v1", hp=HP, q_network=MakeMLPQ((16,)))
+    algo = DQN.create("CartPole-v1", hp=HP, q_network=MakeNetwork("q", dict(hidden_sizes=(16,))))
     return eqx.tree_at(lambda a: a.env_params, algo, algo.env_params.replace(max_steps_in_episode=7))
 
 

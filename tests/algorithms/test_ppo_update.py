@@ -32,8 +32,8 @@ HP = PPOHParams(
 def parameters(agent):
     """As the oracle wants them."""
     params = {name: [(layer.weight, layer.bias) for layer in getattr(agent, name)] for name in ("actor", "critic")}
-    if agent.log_std is not None:
-        params["log_std"] = agent.log_std
+    if hasattr(agent.head, "log_std"):
+        params["log_std"] = agent.head.log_std
     return jax.tree.map(lambda x: np.array(x, np.float64), params)
 
 

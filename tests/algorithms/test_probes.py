@@ -121,4 +121,4 @@ def test_continuous_action_depends_on_the_observation():
     act = ppo.make_actor(ts, deterministic=True)
     for target in (-0.4, 0.0, 0.3):
         np.testing.assert_allclose(act(jnp.array([target]), jax.random.key(0)), [target], atol=0.07)
-    assert np.exp(ts.agent.log_std) < 0.2  # and it has become sure of it
+    assert np.exp(ts.agent.head.log_std) < 0.2  # and it has become sure of it

@@ -215,7 +215,7 @@ def test_the_actor():
     """Takes one observation, and returns what the environment may be given; deterministic or drawn."""
     ppo = tiny("Pendulum-v1")
     ts = quick_jit(lambda p, k: p.init_train_state(k))(ppo, jax.random.key(0))
-    ts = eqx.tree_at(lambda ts: ts.agent.log_std, ts, jnp.array([3.0]))
+    ts = eqx.tree_at(lambda ts: ts.agent.head.log_std, ts, jnp.array([3.0]))
     obs = ts.data_collection_state.last_obs[0]
     act, mode = ppo.make_actor(ts), ppo.make_actor(ts, deterministic=True)
     actions = np.array([act(obs, key) for key in jax.random.split(jax.random.key(0), 20)])

@@ -212,7 +212,7 @@ def test_hidden_states(collected):
 
 def test_the_action_is_stored_as_drawn_and_sent_clipped():
     env, params = make("Pendulum-v1")
-    agent = eqx.tree_at(lambda a: a.log_std, mlp(env, params, jax.random.key(0)), jnp.array([2.0]))
+    agent = eqx.tree_at(lambda a: a.head.log_std, mlp(env, params, jax.random.key(0)), jnp.array([2.0]))
     collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS)
     state = collector.init(env, params, agent, jax.random.key(0))
     _, rollout = quick_jit(collector)(env, params, agent, state)

@@ -64,7 +64,7 @@ def test_the_last_step_is_shown(env_id):
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_a_preset_remembers(name):
     algo = preset("CartPoleNoVel-v1", "ppo", name).create()
-    assert algo.init_train_state(0).agent.actor_critic.towers[0].memory.initial_carry() is not None
+    assert algo.init_train_state(0).agent.actor_critic.memories[0].initial_carry() is not None
     assert env_name(algo.env) == "CartPoleNoVel-v1"
 
 

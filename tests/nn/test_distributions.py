@@ -1,13 +1,17 @@
 """Distributions against scipy.stats and distrax, in the middle and at the edges."""
 
+import re
+
 import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import quick_jit
 
-from eqxrl.nn import Categorical, DiagGaussian
+from eqxrl.nn import AbstractDistribution, Categorical, DiagGaussian
+from eqxrl.testing import check_distribution
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,134 @@ def test_shapes_that_do_not_fit_are_refused():
         DiagGaussian(jnp.zeros((4, 3)), jnp.zeros(3), (3,))
     with pytest.raises(TypeError, match="logits"):
         Categorical(jnp.zeros(3, jnp.int32))
+
+
+@quick_jit
+def everything(logits, mask, action):
+    """Of a masked distribution and one beside it: log_prob, entropy and kl, and their gradients by the logits."""
+    of = {
+        "log_prob": lambda x: Categorical(x).masked(mask).log_prob(action),
+        "entropy": lambda x: Categorical(x).masked(mask).entropy(),
+        "kl": lambda x: Categorical(x).masked(mask).kl(Categorical(logits[::-1]).masked(mask)),
+        "kl from": lambda x: Categorical(logits[::-1]).masked(mask).kl(Categorical(x).masked(mask)),
+    }
+    return {name: jax.value_and_grad(f)(logits) for name, f in of.items()}
+
+
+MASK = np.array([True, False, True, True, False])
+HUGE = [[0.3, 2.0, -1.0, 0.5, 9.0], [1e38, 3e38, -1e38, 1.0, 1e38], [-1e4, 1e4, -1e4, -2e4, 1e30], [0.0, np.nan, 1.0, 2.0, np.inf]]
+
+
+@pytest.mark.parametrize("row", HUGE[:3])
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8])
+def test_what_is_forbidden_has_neither_probability_nor_gradient(row, dtype):
+    """As if those that are allowed were all that there are."""
+    p, q = (scipy.special.softmax(np.asarray(x, np.float64)[MASK]) for x in (row, row[::-1]))
+    log_p, log_q = (scipy.special.log_softmax(np.asarray(x, np.float64)[MASK]) for x in (row, row[::-1]))
+    expected = {"entropy": scipy.stats.entropy(p), "log_prob": log_p[1], "kl": np.sum(p * (log_p - log_q) * (p > 0))}
+    with jax.debug_nans(True):
+        got = everything(jnp.array(row), jnp.asarray(MASK, dtype), jnp.int32(2))
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name][0], value, rtol=1e-5, atol=1e-6)
+    for _, gradient in got.values():
+        assert np.isfinite(gradient).all()
+        assert (gradient[~MASK] == 0).all()
+    np.testing.assert_allclose(got["log_prob"][1][MASK], np.eye(3)[1] - p, atol=1e-6)
+    np.testing.assert_allclose(got["kl from"][1][MASK], p - q, atol=1e-6)
+    np.testing.assert_allclose(got["entropy"][1][MASK], -p * (np.where(p > 0, log_p, 0) + expected["entropy"]), rtol=1e-4, atol=1e-6)
+
+
+def test_whatever_logit_is_forbidden():
+    got = everything(jnp.array(HUGE[0]), jnp.array(MASK), jnp.int32(2))
+    for row in (np.where(MASK, HUGE[0], bad) for bad in (np.nan, np.inf, -np.inf, -3e38)):
+        for name in ("log_prob", "entropy"):
+            jax.tree.map(np.testing.assert_array_equal, everything(jnp.float32(row), jnp.array(MASK), jnp.int32(2))[name], got[name])
+
+
+@pytest.mark.parametrize("row", HUGE)
+def test_what_is_forbidden_is_never_taken(row):
+    masked = Categorical(jnp.broadcast_to(jnp.array(row), (20_000, 5))).masked(jnp.broadcast_to(MASK, (20_000, 5)))
+    assert MASK[masked.sample(jax.random.key(0))].all()
+    assert MASK[masked.mode()].all()
+    for action in (1, 4):
+        assert (masked.log_prob(jnp.full(20_000, action)) == -jnp.inf).all()
+    with jax.debug_nans(True):
+        gradient = jax.grad(lambda x: Categorical(x).log_prob(jnp.int32(1)))(masked.logits[0])
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_a_row_that_allows_nothing_allows_everything(logits):
+    mask = jnp.ones((7, 5), bool).at[2].set(False).at[3, 1].set(False)
+    masked = Categorical(logits).masked(mask)
+    np.testing.assert_array_equal(masked.logits[2], logits[2])
+    twice = masked.masked(jnp.zeros((7, 5), bool).at[3, 1].set(True))  # which the first mask forbids
+    np.testing.assert_array_equal(twice.logits, masked.logits)
+    assert masked.logits[3, 1] == -jnp.inf
+
+
+def test_kl_between_masks():
+    """Infinite where the other one never does what this one does; else as between what both allow."""
+    logits = jnp.array([0.5, 1.0, -1.0])
+    narrow, wide = Categorical(logits).masked(jnp.array([1, 0, 1])), Categorical(logits)
+    p = scipy.special.softmax([0.5, -1.0])
+    q = scipy.special.softmax([0.5, 1.0, -1.0])[[0, 2]]
+    with jax.debug_nans(True):
+        np.testing.assert_allclose(narrow.kl(wide), np.sum(p * np.log(p / q)), rtol=1e-5)
+        assert wide.kl(narrow) == jnp.inf
+        for gradient in jax.grad(lambda a, b: Categorical(a).kl(Categorical(b)), (0, 1))(wide.logits, narrow.logits):
+            np.testing.assert_array_equal(gradient, 0)
+
+
+def test_nan_stays_nan():
+    """A network that broke isn't taken for one that forbids."""
+    broken = Categorical(jnp.array([0.0, jnp.nan, 1.0]))
+    assert jnp.isnan(broken.log_prob(jnp.int32(0))) and jnp.isnan(broken.entropy()) and jnp.isnan(broken.kl(broken))
+
+
+@pytest.mark.parametrize("shape, dtype, got", [((4,), "bool", "[4]"), ((2, 3), "bool", "[2 3]"), ((3,), "float32", "[3]")])
+def test_masks_that_do_not_fit(shape, dtype, got):
+    mask = jnp.ones(shape, dtype)
+    with pytest.raises(ValueError, match=re.escape(f"{dtype}{got} doesn't fit the logits float32[3]")):
+        Categorical(jnp.zeros(3)).masked(mask)
+
+
+class Fixed(AbstractDistribution):
+    """What a user may write."""
+
+    def sample(self, key):
+        return jnp.zeros(())
+
+    def log_prob(self, action):
+        return jnp.where(action == 0, 3.0, -jnp.inf)
+
+    def entropy(self):
+        return jnp.full((), -jnp.inf)
+
+    def mode(self):
+        return jnp.zeros(())
+
+
+def test_what_a_distribution_need_not_define():
+    assert Fixed().sample_and_log_prob(jax.random.key(0)) == (0.0, 3.0)
+    with pytest.raises(NotImplementedError, match="Fixed has no closed form"):
+        Fixed().kl(Fixed())
+    with pytest.raises(TypeError, match="Fixed can't be masked.*Categorical and MultiCategorical"):
+        Fixed().masked(jnp.ones(3, bool))
+
+
+def test_sample_and_log_prob(gaussians):
+    """The sample that `sample` draws."""
+    action, log_prob = gaussians[0].sample_and_log_prob(jax.random.key(5))
+    np.testing.assert_array_equal(action, gaussians[0].sample(jax.random.key(5)))
+    np.testing.assert_array_equal(log_prob, gaussians[0].log_prob(action))
+
+
+def test_kl_of_different_kinds_is_refused(gaussians):
+    with pytest.raises(TypeError, match="Categorical.kl compares.*got DiagGaussian"):
+        Categorical(jnp.zeros(3)).kl(gaussians[0])  # pyright: ignore
+    with pytest.raises(TypeError, match="DiagGaussian.kl compares"):
+        gaussians[0].kl(DiagGaussian(jnp.zeros((7, 6)), jnp.zeros((7, 6)), (6,)))
+
+
+def test_contract():
+    check_distribution(Categorical(jnp.array([0.3, 1.0, -2.0, 0.1])).masked(jnp.array([1, 0, 1, 1])))

@@ -167,8 +167,8 @@ def test_statistics_are_found_wherever_they_are(agent):
 
 def test_an_attribute_of_the_policy_inside(agent):
     """It isn't handed out: called from outside, it would get observations that aren't normalised."""
-    for name in ("actor", "critic", "log_std", "encode"):
-        with pytest.raises(AttributeError, match=f"'{name}' belongs to the MLPActorCritic inside .*agent.actor_critic.{name}.*normalize"):
+    for name in ("actor", "critic", "head", "encoders"):
+        with pytest.raises(AttributeError, match=f"'{name}' belongs to the ActorCritic inside .*agent.actor_critic.{name}.*normalize"):
             getattr(agent, name)
     with pytest.raises(AttributeError, match="NormalizedActorCritic has no attribute 'nothing'"):
         agent.nothing

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import rejax
 from rejax.algos.algorithm import register_init
 
-from eqxrl import MLPActorCritic
+from eqxrl.nn import ActorCritic
 
 
 class FiveValueStep:
@@ -46,7 +46,7 @@ class RejaxPPO(rejax.PPO):
         return ts.replace(acting_rng=ts.rng, learning_rng=learning_rng, rng=rng), trajectories
 
 
-def to_agent(template: MLPActorCritic, actor: Any, critic: Any) -> MLPActorCritic:
+def to_agent(template: ActorCritic, actor: Any, critic: Any) -> ActorCritic:
     """flax's parameters of rejax's policy and critic (or gradients with respect to them) in the place of `template`'s."""
     actor, critic = actor["params"], critic["params"]
     head = actor["action_logits"] if "action_logits" in actor else actor["action_mean"]
@@ -58,16 +58,9 @@ def to_agent(template: MLPActorCritic, actor: Any, critic: Any) -> MLPActorCriti
             for linear, dense in zip(old, new, strict=True)
         )
 
-    return eqx.tree_at(
-        lambda m: (m.actor, m.critic, m.log_std),
-        template,
-        (
-            linears(template.actor, [*layers(actor["features"]), head]),
-            linears(template.critic, layers(critic)),
-            actor.get("action_log_std"),
-        ),
-        is_leaf=lambda x: x is None,
-    )
+    networks = linears(template.actor, [*layers(actor["features"]), head]), linears(template.critic, layers(critic))
+    agent = eqx.tree_at(lambda m: (m.actor, m.critic), template, networks)
+    return eqx.tree_at(lambda m: m.head.log_std, agent, actor["action_log_std"]) if "action_log_std" in actor else agent
 
 
 def losses_and_gradients(algo: rejax.PPO, ts: Any, minibatch: Any) -> tuple[list[jax.Array], list[Any]]:

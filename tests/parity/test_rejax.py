@@ -27,7 +27,7 @@ from rejax.algos.ppo import AdvantageMinibatch as TheirMinibatch
 from rejax_parts import NormalizeEachStep, ScaleRewardsEachStep
 from rejax_side import FiveValueStep, RejaxPPO, losses_and_gradients, to_agent
 
-from eqxrl import PPO, MinibatchLearner, MLPActorCritic, PPOHParams, PPOLoss, RolloutCollector
+from eqxrl import PPO, MinibatchLearner, MLPActorCritic, PPOHParams, PPOLoss, RolloutCollector, nn
 from eqxrl.envs import ResetWhenDone, TimeLimitIsTerminal
 
 NUM_ENVS, NUM_STEPS, NUM_EPOCHS, NUM_MINIBATCHES = 6, 20, 3, 4
@@ -57,7 +57,7 @@ class Pair:
     theirs: RejaxPPO
     their_state: object
 
-    def agent(self, actor, critic) -> MLPActorCritic:
+    def agent(self, actor, critic) -> nn.ActorCritic:
         return to_agent(self.our_state.agent, actor, critic)
 
 

@@ -4,7 +4,7 @@ from helpers import small, tiny, with_limit
 from user_algorithm import own
 
 from eqxrl import A2C, DQN, A2CHParams, DQNHParams
-from eqxrl.nn import MLPQNetwork
+from eqxrl.nn import QNetwork
 
 SIZES = dict(num_envs=3, num_steps=8, num_seeds_per_eval=2, total_timesteps=24 * 7, eval_freq=24 * 2)
 """7 iterations of 24 env steps, evaluated every other one, so that the last chunk is shorter."""
@@ -15,7 +15,7 @@ TENANTS = {
     "dqn": lambda: DQN.create(
         "CartPole-v1",
         hp=DQNHParams(**SIZES, buffer_size=40, batch_size=6, learning_starts=60, target_update_freq=3, updates_per_iteration=2),
-        q_network=lambda *spaces, key: MLPQNetwork(*spaces, hidden_sizes=(5,), key=key),
+        q_network=lambda *spaces, key: QNetwork(*spaces, hidden_sizes=(5,), key=key),
     ),
     "own": own,
 }

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from helpers import arrays, same
 
-from eqxrl import A2C, DQN, GAE, PPO, A2CHParams, DQNHParams, LinearSchedule, MakeMLP, PPOHParams, algorithms, load, preset
+from eqxrl import A2C, DQN, GAE, PPO, A2CHParams, DQNHParams, LinearSchedule, MakeNetwork, PPOHParams, algorithms, load, preset
 from eqxrl._user_code import from_file
 from eqxrl.training import Callback, Run, RunConfig, Trainer, hyperparameters, load_checkpoint
 
 SIZES = dict(num_envs=3, num_steps=8, num_seeds_per_eval=2, total_timesteps=24 * 4, eval_freq=24 * 2)
 PPO_SIZES = dict(SIZES, num_minibatches=2, num_epochs=1)
-NETWORK = MakeMLP((4,))
+NETWORK = MakeNetwork("mlp", dict(hidden_sizes=(4,)))
 
 OWN = '''
 import jax
@@ -124,7 +124,7 @@ def test_what_a_config_says(user_files, tmp_path):
     assert (content["algorithm"], content["env_id"], content["preset"], content["source"]) == ("ppo", "CartPole-v1", "zoo", None)
     schedule = {"type": "LinearSchedule", "init_value": 0.001, "end_value": 1e-05, "transition_steps": 77}
     assert content["hp"]["learning_rate"] == schedule and content["hp"]["max_grad_norm"] == "inf"
-    assert content["parts"] == {"actor_critic": {"type": "MakeMLP", "hidden_sizes": [4], "activation": "tanh", "log_std_init": 0.0}}
+    assert content["parts"] == {"actor_critic": {"type": "MakeNetwork", "kind": "mlp", "options": {"hidden_sizes": [4]}}}
     assert content["environment"]["env"]["type"] == "CartPole" and content["env_params"]["max_steps_in_episode"] == 500
     assert run.config.algorithm_name == "PPO"
     own = Run.new(ASSEMBLED["own"](), tmp_path)

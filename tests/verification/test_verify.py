@@ -15,7 +15,7 @@ from laws import LAWS
 
 from eqxrl import A2C, DQN, GAE, PPO, LinearSchedule, MinibatchLearner, PPOLoss, RolloutCollector, Scalar, TrainStepMetrics, field
 from eqxrl._structs import no_episodes
-from eqxrl.algorithms import AbstractAlgorithm, AbstractHParams, MakeMLP, MakeMLPQ
+from eqxrl.algorithms import AbstractAlgorithm, AbstractHParams, MakeNetwork
 from eqxrl.evaluators import EpisodeEvaluator
 from eqxrl.nn import ActorCriticPolicy, GRUActorCritic, LRUActorCritic, observe
 from eqxrl.testing._probe import probe
@@ -32,7 +32,7 @@ from eqxrl.verification._off_policy import BufferLaws, UpdateLaws
 def create(kind="discrete", cls=PPO, hp=None, **parts):
     """Assembled without `create`, which refuses some of what is broken here."""
     env, params = probe(kind)
-    network = {"q_network": MakeMLPQ((8,))} if cls is DQN else {"actor_critic": MakeMLP((8,))}
+    network = {"q_network": MakeNetwork("q", dict(hidden_sizes=(8,)))} if cls is DQN else {"actor_critic": MakeNetwork("mlp", dict(hidden_sizes=(8,)))}
     return cls(env=env, env_params=params, hp=cls.HParams(**(hp or {})), parts=network | parts)
 
 
@@ -354,7 +354,7 @@ class Climb(AbstractAlgorithm):
 
     def init_train_state(self, rng):
         key, rng = jax.random.split(jax.random.key(rng) if isinstance(rng, int) else rng)
-        agent = MakeMLP((8,))(self.env.observation_space(None), self.env.action_space(None), key=key)
+        agent = MakeNetwork("mlp", dict(hidden_sizes=(8,)))(self.env.observation_space(None), self.env.action_space(None), key=key)
         return ClimbState(agent, jnp.zeros(()), rng, jnp.zeros((), jnp.int32))
 
     def get_batch(self, ts, batch_idx):

@@ -1,0 +1,97 @@
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from eqxrl._typing import Scalar, Schedule, as_schedule, field, within
+from eqxrl.advantages import GAE, AbstractAdvantage
+from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.algorithms._on_policy import AbstractOnPolicy, OnPolicyState
+from eqxrl.algorithms._parts import part
+from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
+from eqxrl.learners import AbstractLearner, MinibatchLearner
+from eqxrl.losses import AbstractLoss, QLoss
+from eqxrl.nn import AbstractActorCritic, Exploring, QActorCritic, QNetwork
+
+
+class PQNHParams(AbstractHParams):
+    """How a PQN is configured; see `PPOHParams`."""
+
+    num_epochs: int = field(default=4)
+    """Passes over each rollout."""
+    num_envs: int = field(default=32)
+    """Environments that are stepped at once."""
+    num_steps: int = field(default=64)
+    """Steps of each environment in a rollout."""
+    num_minibatches: int = field(default=16)
+    """Parts that a rollout is cut into for each pass."""
+    normalize_observations: bool = field(default=False)
+    """Standardise observations by their running statistics."""
+    normalize_rewards: bool = field(default=False)
+    """Divide rewards by the deviation of the running return."""
+    learning_rate: Schedule = field(default=2.5e-4, converter=as_schedule, metadata=within(0.0))
+    """RAdam's step size."""
+    gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))
+    """The discount of a reward one step later."""
+    q_lambda: Scalar = field(default=0.95, metadata=within(0.0, 1.0))
+    """How far targets trust rewards over values: 0 one step, 1 the whole rollout."""
+    max_grad_norm: Scalar = field(default=10.0, metadata=within(0.0))
+    """Global norm that gradients are clipped to."""
+    epsilon_start: Scalar = field(default=1.0, metadata=within(0.0, 1.0))
+    """Probability of a random action at the start."""
+    epsilon_end: Scalar = field(default=0.05, metadata=within(0.0, 1.0))
+    """The same after `exploration_fraction` of the run, linear in between."""
+    exploration_fraction: Scalar = field(default=0.2, metadata=within(0.0, 1.0, open_low=True))
+    """Part of the run in which exploration decreases."""
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient updates in a run of `total_timesteps`: the horizon for a schedule that spans it."""
+        return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.num_epochs * self.num_minibatches
+
+
+class PQN(AbstractOnPolicy):
+    """Parallelised Q-network: Q-learning on rollouts, with Q(λ) targets and layer normalisation in the place of a replay buffer and a
+    target network. Gallici et al. 2024, https://arxiv.org/abs/2407.04811
+
+    The targets are `GAE`'s: with the highest action value as an observation's value, its λ-returns are those of Q(λ).
+    """
+
+    HParams = PQNHParams
+
+    @part(AbstractActorCritic, made_later=True)
+    def actor_critic(self):
+        return _network
+
+    @part(AbstractCollector)
+    def collector(self):
+        hp = self.hp
+        scaling = RewardScaling(gamma=hp.gamma) if hp.normalize_rewards else None
+        return RolloutCollector(num_envs=hp.num_envs, num_steps=hp.num_steps, reward_scaling=scaling)
+
+    @part(AbstractAdvantage)
+    def advantage(self):
+        return GAE(gamma=self.hp.gamma, gae_lambda=self.hp.q_lambda)
+
+    @part(AbstractLoss)
+    def loss(self):
+        return QLoss()
+
+    @part(optax.GradientTransformation)
+    def optimizer(self):
+        return optax.chain(optax.clip_by_global_norm(self.hp.max_grad_norm), optax.radam(self.hp.learning_rate))
+
+    @part(AbstractLearner)
+    def learner(self):
+        hp = self.hp
+        return MinibatchLearner(self.loss, self.optimizer, num_epochs=hp.num_epochs, num_minibatches=hp.num_minibatches)
+
+    def behaviour(self, ts: OnPolicyState) -> AbstractActorCritic:
+        hp, env_steps = self.hp, ts.num_iterations.astype(jnp.float32) * self.iteration_size
+        progress = jnp.clip(env_steps / (hp.exploration_fraction * hp.total_timesteps), 0.0, 1.0)
+        return Exploring(ts.agent, hp.epsilon_start + (hp.epsilon_end - hp.epsilon_start) * progress)
+
+
+def _network(observation_space: Any, action_space: Any, *, key: Key[Array, ""]) -> QActorCritic:
+    return QActorCritic(QNetwork(observation_space, action_space, hidden_sizes=(128, 128), layer_norm=True, key=key))

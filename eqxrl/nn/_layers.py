@@ -1,0 +1,78 @@
+import math
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+
+def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
+    """A linear layer with orthogonal weights times `scale` and zero bias. Saxe et al. 2014, https://arxiv.org/abs/1312.6120"""
+    layer = eqx.filter_eval_shape(eqx.nn.Linear, in_size, out_size, key=key)  # its weights are replaced: no key is spent
+    initialize = jax.nn.initializers.orthogonal(scale)
+    # One after the other under vmap: jaxlib's batched QR waits, on a thread of XLA's pool, for other threads of that pool, and two
+    # of them at once (actor and critic, on two cores) wait for good.
+    weight = jax.custom_batching.sequential_vmap(lambda key: initialize(key, (out_size, in_size), jnp.float32))(key)
+    return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size, jnp.float32)))
+
+
+class NormedLinear(eqx.Module):
+    """A linear layer whose outputs are standardised over the layer. Ba et al. 2016, https://arxiv.org/abs/1607.06450"""
+
+    linear: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        return self.norm(self.linear(x))
+
+    @property
+    def weight(self) -> Array:
+        return self.linear.weight
+
+
+Layers = tuple[eqx.nn.Linear | NormedLinear, ...]
+
+
+def make_layers(sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None, layer_norm: bool = False) -> Layers:
+    """With an `out_scale`, orthogonal ones, those before the last with scale √2; else as Equinox initialises them. `layer_norm`: of all but
+    the last."""
+    keys = jax.random.split(key, max(len(sizes) - 1, 1))
+    scales = [math.sqrt(2)] * (len(sizes) - 2) + [out_scale]
+
+    def make(i: int, o: int, scale: float | None, key: Key[Array, ""]) -> eqx.nn.Linear:
+        return eqx.nn.Linear(i, o, key=key) if out_scale is None or scale is None else orthogonal_linear(i, o, scale=scale, key=key)
+
+    layers = [make(*args) for args in zip(sizes[:-1], sizes[1:], scales, keys)]
+    hidden = [NormedLinear(x, eqx.nn.LayerNorm(size)) for x, size in zip(layers, sizes[1:-1])] if layer_norm else layers[:-1]
+    return *hidden, *layers[-1:]
+
+
+def apply_layers(layers: Layers, activation: Callable, x: Float[Array, " in"]) -> Float[Array, " out"]:
+    """The activation comes between them, not after the last."""
+    for layer in layers[:-1]:
+        x = activation(layer(x))
+    return layers[-1](x)
+
+
+class Convolution(eqx.Module):
+    """A convolution over an image `[height width in]`, without padding, as a product of matrices: under `vmap` over policies XLA's own
+    becomes a grouped one, which its CPU backend computes more slowly."""
+
+    linear: eqx.nn.Linear
+    """Of `kernel * kernel * in` numbers."""
+    kernel: int = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+
+    def __init__(self, in_size: int, out_size: int, *, kernel: int, stride: int, key: Key[Array, ""]):
+        self.linear = orthogonal_linear(kernel * kernel * in_size, out_size, scale=math.sqrt(2), key=key)
+        self.kernel, self.stride = kernel, stride
+
+    def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "rows columns out"]:
+        rows, columns = ((size - self.kernel) // self.stride + 1 for size in x.shape[:2])
+
+        def shifted(i: int, j: int) -> Float[Array, "rows columns in"]:
+            return x[i :: self.stride, j :: self.stride][:rows, :columns]
+
+        patches = jnp.concatenate([shifted(i, j) for i in range(self.kernel) for j in range(self.kernel)], axis=-1)
+        return jax.vmap(jax.vmap(self.linear))(patches)

@@ -1,0 +1,104 @@
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from eqxrl._typing import Carry, Observation, Scalar, typed
+from eqxrl.nn._actor_critic import AbstractActorCritic
+from eqxrl.nn._distributions import AbstractDistribution, Categorical
+from eqxrl.nn._encode import Encoder
+from eqxrl.nn._layers import Layers, apply_layers, make_layers
+from eqxrl.spaces import Discrete, as_space
+
+
+class QNetwork(eqx.Module):
+    """Gives the value of each action of a Discrete space, `[act]`, for one observation: a multilayer perceptron after an encoder. Its
+    layers are initialised uniformly within ±1/√(inputs), as PyTorch's and Equinox's are.
+
+    **Raises:** `TypeError` for another action space.
+    """
+
+    encoder: Encoder
+    layers: Layers
+    activation: Callable = eqx.field(static=True)
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (64, 64), activation: Callable = jax.nn.relu,
+        layer_norm: bool = False, convolve: bool = True, key: Key[Array, ""],
+    ):
+        """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`."""
+        action_space = as_space(action_space)
+        if not isinstance(action_space, Discrete):
+            raise TypeError(f"QNetwork values each action of a Discrete space, but the action space is {action_space}")
+        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1)), activation
+        self.layers = make_layers([self.encoder.size, *hidden_sizes, action_space.n], key, layer_norm=layer_norm)
+
+    def __call__(self, obs: Observation) -> Float[Array, " act"]:
+        return apply_layers(self.layers, self.activation, self.encoder(obs, self.layers[0].weight.dtype))
+
+
+@typed
+class Greedy(AbstractDistribution):
+    """The action of the highest value, as int32, or with probability `epsilon` one drawn uniformly from all of them."""
+
+    values: Float[Array, "*batch act"]
+    epsilon: Float[Array, "*batch"]
+
+    def sample(self, key: Key[Array, ""]) -> Int[Array, "*batch"]:
+        return self._categorical().sample(key)
+
+    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        return self._categorical().log_prob(action)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        return self._categorical().entropy()
+
+    def mode(self) -> Int[Array, "*batch"]:
+        return jnp.argmax(self.values, axis=-1).astype(jnp.int32)
+
+    def value_of(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """The value of an action."""
+        return jnp.sum(jnp.where(jax.nn.one_hot(action, self.values.shape[-1], dtype=bool), self.values, 0.0), axis=-1)
+
+    def _categorical(self) -> Categorical:
+        n = self.values.shape[-1]
+        epsilon = self.epsilon[..., None]
+        p = epsilon / n + (1 - epsilon) * jax.nn.one_hot(self.mode(), n)
+        return Categorical(jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf))
+
+
+class QActorCritic(AbstractActorCritic):
+    """Action values as a policy: it takes the best action, whose value is the observation's."""
+
+    deviates: ClassVar[dict[str, str]] = {"every number is used": "which value is the highest has no gradient"}
+
+    q: QNetwork
+
+    def __call__(self, obs: Observation, carry: tuple[()]) -> tuple[Greedy, Scalar, tuple[()]]:
+        values = self.q(obs)
+        return Greedy(values, jnp.zeros((), values.dtype)), jnp.max(values), carry
+
+    def initial_carry(self) -> tuple[()]:
+        return ()
+
+
+class Exploring(AbstractActorCritic):
+    """A policy whose distribution is `Greedy`, with another `epsilon`.
+
+    **Raises:** `TypeError` where it is another one.
+    """
+
+    actor_critic: AbstractActorCritic
+    epsilon: Scalar
+
+    def __call__(self, obs: Observation, carry: Carry) -> tuple[Greedy, Scalar, Carry]:
+        distribution, value, carry = self.actor_critic(obs, carry)
+        if not isinstance(distribution, Greedy):
+            raise TypeError(f"Exploring needs a policy that has the actions' values, an nn.Greedy, got {type(distribution).__name__}")
+        return Greedy(distribution.values, self.epsilon), value, carry
+
+    def initial_carry(self) -> Carry:
+        return self.actor_critic.initial_carry()
