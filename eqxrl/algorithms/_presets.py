@@ -95,7 +95,7 @@ _ALL = (
     ),
     *(
         Preset(
-            "CartPoleNoVel-v1", "ppo", name, f"{_ZOO}/ppo_lstm.yml",
+            "CartPoleNoVel-v1", "ppo", name, f"{_ZOO}/ppo_lstm.yml, but smaller, and normalised",
             dict(num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984, learning_rate=1e-3,
                  clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False,
                  normalize_observations=True, normalize_rewards=True),
