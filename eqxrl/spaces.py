@@ -6,7 +6,7 @@ and hashed, but aren't pytrees.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -188,6 +188,14 @@ def parts(space: Any) -> PyTree[Any]:
     if isinstance(space, Dict):
         return {name: parts(part) for name, part in space.spaces.items()}
     return tuple(map(parts, space.spaces)) if isinstance(space, Tuple) else space
+
+
+def map_parts(change: Callable[[Any], Any], space: Any) -> Space:
+    """The space with `change` applied to the space of each single array in it."""
+    space = as_space(space)
+    if isinstance(space, Dict):
+        return Dict({name: map_parts(change, part) for name, part in space.spaces.items()})
+    return Tuple([map_parts(change, part) for part in space.spaces]) if isinstance(space, Tuple) else change(space)
 
 
 def zeros(space: Any) -> PyTree[Shaped[Array, "..."]]:

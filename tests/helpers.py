@@ -5,11 +5,13 @@ import functools
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxrl import PPO, MLPActorCritic, PPOHParams
+from eqxrl import PPO, AbstractActorCritic, MLPActorCritic, PPOHParams, Trajectory, TrajectoryWithLastObs
 from eqxrl.learners import swap_or_not
+from eqxrl.nn import Categorical
 
 
 @functools.cache
@@ -66,6 +68,32 @@ class Recorder(list):
         order = swap_or_not(key, n)
         jax.debug.callback(lambda order: self.append(np.asarray(order)), order, ordered=True)
         return order
+
+
+class Table(AbstractActorCritic):
+    """One distribution and one value for each observation, a number: gradients by the table are gradients by the outputs."""
+
+    logits: jax.Array
+    values: jax.Array
+
+    def __call__(self, obs, carry):
+        return Categorical(self.logits[obs]), self.values[obs], carry
+
+    def initial_carry(self):
+        return ()
+
+
+def rollout_with_every_end(steps, envs, more=0):
+    """One with every kind of end, and none in the first four environments; its last values; and `more` random arrays `[steps envs]`."""
+    rng = np.random.default_rng(0)
+    shape = (steps, envs)
+    terminated, truncated = (rng.random(shape) < 0.15) & (np.arange(envs) >= 4), (rng.random(shape) < 0.15) & (np.arange(envs) >= 4)
+    reward, value, final_value, *others = map(jnp.asarray, rng.normal(size=(3 + more, *shape)).astype(np.float32))
+    final_value = jnp.where(truncated & ~terminated, final_value, 1e9)  # elsewhere it isn't to be looked at
+    zeros = jnp.zeros(shape)
+    t = Trajectory(zeros, zeros, zeros, reward, value, jnp.asarray(terminated), jnp.asarray(truncated), final_value)
+    last_value = jnp.asarray(rng.normal(size=envs), jnp.float32)
+    return TrajectoryWithLastObs(trajectories=t, last_done=t.done[-1], last_obs=zeros[0]), last_value, *others
 
 
 def arrays(tree):

@@ -78,7 +78,7 @@ BUGS = [
     ("a transition leads into the next episode", TRANSITIONS, "next_obs=after.final_obs", "next_obs=after.obs"),
     ("a choice is seen as a number", ENCODE, "return jax.nn.one_hot(choices[0], self.nvec[0], dtype=dtype)", "return jnp.pad(choices.astype(dtype), (0, self.nvec[0] - 1))"),
     ("the target network is never copied", DQN, "jnp.where(copy, q, t)", "t"),
-    ("action values are bootstrapped past the end", DQN, "jnp.where(batch.terminated, 0.0, pick(", "jnp.where(False, 0.0, pick("),
+    ("action values are bootstrapped past the end", DQN, "jnp.where(batch.terminated, 0.0, value_of(", "jnp.where(False, 0.0, value_of("),
     ("the buffer's newest rows are overwritten", BUFFER, "(state.num_added + jnp.arange(n, dtype=jnp.int32)) % self.capacity", "jnp.minimum(state.num_added, self.capacity - n) + jnp.arange(n, dtype=jnp.int32)"),
     ("learning never forgets where an episode begins", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[jnp.zeros_like(trajectory.done)]"),
     ("learning forgets a step too early", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[trajectory.done]"),

@@ -2,7 +2,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from eqxrl._structs import Transition
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
@@ -11,7 +11,7 @@ from eqxrl.algorithms._off_policy import AbstractOffPolicy
 from eqxrl.algorithms._parts import part
 from eqxrl.buffers import AbstractBuffer, UniformBuffer
 from eqxrl.collectors import AbstractCollector, TransitionCollector
-from eqxrl.nn import EpsilonGreedy, QNetwork
+from eqxrl.nn import EpsilonGreedy, QNetwork, value_of
 
 
 class DQNHParams(AbstractHParams):
@@ -102,12 +102,12 @@ class DQN(AbstractOffPolicy):
         target = jax.tree.map(lambda t, q: jnp.where(copy, q, t) if eqx.is_array(q) else t, learner.target, learner.q)
         next_value = jax.vmap(target)(batch.next_obs)
         choice = jax.vmap(learner.q)(batch.next_obs) if self.hp.double else next_value
-        following = jnp.where(batch.terminated, 0.0, pick(next_value, jnp.argmax(choice, axis=-1)))
+        following = jnp.where(batch.terminated, 0.0, value_of(next_value, jnp.argmax(choice, axis=-1)))
         targets = batch.reward + self.hp.gamma * following
         params, static = eqx.partition(learner.q, eqx.is_inexact_array)
 
         def loss(params):
-            value = pick(jax.vmap(eqx.combine(params, static))(batch.obs), batch.action)
+            value = value_of(jax.vmap(eqx.combine(params, static))(batch.obs), batch.action)
             return jnp.mean(optax.huber_loss(value, targets)), jnp.mean(value)
 
         (value_loss, mean_value), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -115,8 +115,3 @@ class DQN(AbstractOffPolicy):
         q = eqx.combine(optax.apply_updates(params, updates), static)
         metrics = dict(value_loss=value_loss, value=mean_value, grad_norm=optax.tree.norm(grads))
         return DQNLearner(q=q, target=target, opt_state=opt_state), metrics
-
-
-def pick(values: Float[Array, "batch act"], action: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """The value of each action that was taken."""
-    return jnp.sum(jnp.where(jax.nn.one_hot(action, values.shape[-1], dtype=bool), values, 0.0), axis=-1)

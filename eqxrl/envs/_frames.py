@@ -1,6 +1,5 @@
 """Environments that show several observations at once, or at times none."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +12,7 @@ from eqxrl._typing import Observation, Scalar, check_positive, field, typed, wit
 from eqxrl.envs._protocol import AbstractWrapper, Transition
 from eqxrl.envs._wrappers import inner_picture
 from eqxrl.envs.suites._gymnax import without_reset
-from eqxrl.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple, as_space, bounds
+from eqxrl.spaces import Box, Discrete, MultiDiscrete, Space, bounds, map_parts
 
 
 @typed
@@ -52,7 +51,7 @@ class FrameStack(AbstractWrapper):
         return frames, FrameStackState(env_state=env_state, frames=frames), *rest
 
     def observation_space(self, params: Any = None) -> Space:
-        return _each(self._stacked, self.env.observation_space(params))
+        return map_parts(self._stacked, self.env.observation_space(params))
 
     def _repeated(self, x: Any) -> Shaped[Array, "..."]:
         return jnp.concatenate(self.num_frames * [jnp.atleast_1d(x)], self.axis)
@@ -101,7 +100,7 @@ class HideObservation(AbstractWrapper):
         return self._hidden(obs, hide_key), *rest
 
     def observation_space(self, params: Any = None) -> Space:
-        return _each(_with_zero, self.env.observation_space(params))
+        return map_parts(_with_zero, self.env.observation_space(params))
 
     def _hidden(self, obs: Any, key: Key[Array, ""]) -> Any:
         hide = jr.bernoulli(key, self.probability)
@@ -113,11 +112,3 @@ def _with_zero(space: Box | Discrete | MultiDiscrete) -> Box | Discrete | MultiD
         return space
     low, high = bounds(space)
     return Box(jnp.minimum(low, 0), jnp.maximum(high, 0), space.shape, space.dtype)
-
-
-def _each(change: Callable[[Any], Any], space: Any) -> Space:
-    """The space with each of its arrays' spaces changed."""
-    space = as_space(space)
-    if isinstance(space, Dict):
-        return Dict({name: _each(change, part) for name, part in space.spaces.items()})
-    return Tuple([_each(change, part) for part in space.spaces]) if isinstance(space, Tuple) else change(space)

@@ -41,3 +41,4 @@ from eqxrl.nn._q_network import Exploring as Exploring
 from eqxrl.nn._q_network import Greedy as Greedy
 from eqxrl.nn._q_network import QActorCritic as QActorCritic
 from eqxrl.nn._q_network import QNetwork as QNetwork
+from eqxrl.nn._q_network import value_of as value_of

@@ -40,6 +40,11 @@ class QNetwork(eqx.Module):
         return apply_layers(self.layers, self.activation, self.encoder(obs, self.layers[0].weight.dtype))
 
 
+def value_of(values: Float[Array, "*batch act"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The value of an action, among those of all actions. A sum over a mask, since a gather's gradient is a scatter, which is slow."""
+    return jnp.sum(jnp.where(jax.nn.one_hot(action, values.shape[-1], dtype=bool), values, 0.0), axis=-1)
+
+
 @typed
 class Greedy(AbstractDistribution):
     """The action of the highest value, as int32, or with probability `epsilon` one drawn uniformly from all of them."""
@@ -61,7 +66,7 @@ class Greedy(AbstractDistribution):
 
     def value_of(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
         """The value of an action."""
-        return jnp.sum(jnp.where(jax.nn.one_hot(action, self.values.shape[-1], dtype=bool), self.values, 0.0), axis=-1)
+        return value_of(self.values, action)
 
     def _categorical(self) -> Categorical:
         n = self.values.shape[-1]

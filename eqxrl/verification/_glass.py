@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 from eqxrl._typing import Action, Observation, strong
 from eqxrl.envs import AbstractWrapper
 from eqxrl.nn import AbstractPolicy
-from eqxrl.spaces import Box, Dict, Discrete, Tuple, as_space, bounds, parts, to_env_action
+from eqxrl.spaces import Box, Discrete, bounds, map_parts, parts, to_env_action
 from eqxrl.verification._laws import quick_jit
 
 NUM_FIRSTS = 64
@@ -53,15 +53,11 @@ class Glass(AbstractWrapper):
         return obs, state, reward, terminated | (end < 2), truncated | ((end > 0) & (end < 3)), info
 
     def action_space(self, params: Any = None) -> Any:
-        return narrowed(as_space(self.env.action_space(params)))
+        return map_parts(narrowed, self.env.action_space(params))
 
 
 def narrowed(space: Any) -> Any:
-    """The space, with every box in it nearly a point."""
-    if isinstance(space, Dict):
-        return Dict({name: narrowed(part) for name, part in space.spaces.items()})
-    if isinstance(space, Tuple):
-        return Tuple([narrowed(part) for part in space.spaces])
+    """A box of one array as nearly a point; other spaces as they are."""
     if not isinstance(space, Box):
         return space
     low, high = (jnp.clip(x, -1e3, 1e3) for x in bounds(space))
@@ -128,7 +124,7 @@ class Marked(AbstractPolicy):
             low, high = limits(self.env.action_space(self.env_params))
             def other(x: Any, a: Any, b: Any) -> Any:
                 return a + b - x if jnp.issubdtype(x.dtype, jnp.floating) else (x + 1) % (b + 1)
-            action = jax.tree.map(other, action, low, high)
+            action = jax.vmap(lambda x: jax.tree.map(other, x, low, high))(action)
         return action, carry, remembered
 
     def initial_carry(self) -> Any:

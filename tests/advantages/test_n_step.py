@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import quick_jit
+from helpers import quick_jit, rollout_with_every_end
 
-from eqxrl import GAE, Trajectory, TrajectoryWithLastObs
+from eqxrl import GAE
 from eqxrl.advantages import NStep
 from eqxrl.testing import check_advantage
 
@@ -16,16 +16,7 @@ STEPS, ENVS = 9, 40
 
 @pytest.fixture(scope="module")
 def case():
-    """A rollout with every kind of end, and none in the first four environments; and its last values."""
-    rng = np.random.default_rng(0)
-    shape = (STEPS, ENVS)
-    terminated, truncated = (rng.random(shape) < 0.15) & (np.arange(ENVS) >= 4), (rng.random(shape) < 0.15) & (np.arange(ENVS) >= 4)
-    reward, value, final_value = rng.normal(size=(3, *shape)).astype(np.float32)
-    final_value = np.where(truncated & ~terminated, final_value, 1e9).astype(np.float32)  # elsewhere it isn't to be looked at
-    zeros = jnp.zeros(shape)
-    t = Trajectory(zeros, zeros, zeros, *map(jnp.asarray, (reward, value, terminated, truncated, final_value)))
-    last_value = jnp.asarray(rng.normal(size=ENVS), jnp.float32)
-    return TrajectoryWithLastObs(trajectories=t, last_done=t.done[-1], last_obs=zeros[0]), last_value
+    return rollout_with_every_end(STEPS, ENVS)
 
 
 def n_step_by_hand(rollout, last_value, gamma, n):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import quick_jit
+from helpers import quick_jit, rollout_with_every_end
 
-from eqxrl import GAE, Trajectory, TrajectoryWithLastObs
+from eqxrl import GAE, TrajectoryWithLastObs
 from eqxrl.advantages import VTrace
 from eqxrl.testing import check_advantage
 
@@ -17,14 +17,8 @@ STEPS, ENVS = 8, 30
 @pytest.fixture(scope="module")
 def case():
     """A rollout with every kind of end, and none in the first four environments; its last values, newer values, and log-ratios."""
-    rng = np.random.default_rng(0)
-    shape = (STEPS, ENVS)
-    terminated, truncated = (rng.random(shape) < 0.15) & (np.arange(ENVS) >= 4), (rng.random(shape) < 0.15) & (np.arange(ENVS) >= 4)
-    reward, value, final_value, newer, log_ratio = rng.normal(size=(5, *shape)).astype(np.float32)
-    final_value = np.where(truncated & ~terminated, final_value, 1e9).astype(np.float32)  # elsewhere it isn't to be looked at
-    zeros = jnp.zeros(shape)
-    t = Trajectory(zeros, zeros, zeros, *map(jnp.asarray, (reward, value, terminated, truncated, final_value)))
-    return t, jnp.asarray(rng.normal(size=ENVS), jnp.float32), jnp.asarray(newer), jnp.asarray(log_ratio)
+    rollout, last_value, newer, log_ratio = rollout_with_every_end(STEPS, ENVS, more=2)
+    return rollout.trajectories, last_value, newer, log_ratio
 
 
 def by_hand(trajectory, last_value, value, log_ratio, *, gamma, gae_lambda, rho_clip, c_clip):

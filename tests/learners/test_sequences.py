@@ -8,13 +8,13 @@ import optax
 import oracles
 import pytest
 from gymnax.environments import spaces
-from helpers import quick_jit, same, small
+from helpers import Table, quick_jit, same, small
 
 from eqxrl import AbstractLoss, AdvantageMinibatch, MinibatchLearner, PPOLoss, Trajectory
 from eqxrl.advantages import VTrace
 from eqxrl.learners import cut, flatten
 from eqxrl.losses import VTraceLoss
-from eqxrl.nn import AbstractActorCritic, Categorical, GRUActorCritic
+from eqxrl.nn import GRUActorCritic
 
 STEPS, ENVS, ACT = 6, 4, 3
 
@@ -108,19 +108,6 @@ def test_shapes_are_checked(rollout, name):
 
 
 # V-trace's loss
-
-
-class Table(AbstractActorCritic):
-    """One distribution and one value for each observation, a number."""
-
-    logits: jax.Array
-    values: jax.Array
-
-    def __call__(self, obs, carry):
-        return Categorical(self.logits[obs]), self.values[obs], carry
-
-    def initial_carry(self):
-        return ()
 
 
 @pytest.fixture(scope="module")

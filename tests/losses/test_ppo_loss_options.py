@@ -7,26 +7,12 @@ import numpy as np
 import optax
 import oracles
 import pytest
-from helpers import quick_jit
+from helpers import Table, quick_jit
 
 from eqxrl import AdvantageMinibatch, PPOLoss, ShapeError, Trajectory
 from eqxrl.losses import ActorCriticLoss
-from eqxrl.nn import AbstractActorCritic, Categorical
 
 BATCH, ACT, EPS = 96, 3, 0.2
-
-
-class Table(AbstractActorCritic):
-    """One distribution and one value for each observation, a number: gradients by the table are gradients by the outputs."""
-
-    logits: jax.Array
-    values: jax.Array
-
-    def __call__(self, obs, carry):
-        return Categorical(self.logits[obs]), self.values[obs], carry
-
-    def initial_carry(self):
-        return ()
 
 
 @pytest.fixture(scope="module")
