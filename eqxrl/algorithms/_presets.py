@@ -104,8 +104,8 @@ _ALL = (
         for name in ("lstm", "gru")
     ),
     Preset(
-        "CartPole-v1", "pqn", "tuned", "tuned here", dict(total_timesteps=200_704, eval_freq=40_960, learning_rate=1e-3, epsilon_end=0.1),
-        anneal=_LR,
+        "CartPole-v1", "pqn", "tuned", "tuned here",
+        dict(total_timesteps=499_712, eval_freq=49_152, learning_rate=5e-4, epsilon_end=0.1, normalize_rewards=True), anneal=_LR,
     ),
     Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
     Preset(

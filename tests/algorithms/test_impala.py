@@ -97,7 +97,7 @@ def test_flat_samples_have_nothing_after_them(estimate):
 def test_the_laws_hold():
     report = verify(IMPALA.create("CartPole-v1"), quiet=True)
     assert report.ok, report
-    assert {check.name for check in report.checks if check.status == "declared"} == {"learner: shapes", "loss: shapes"}
+    assert not [check.name for check in report.checks if check.status == "declared"]
 
 
 @pytest.mark.slow
