@@ -19,12 +19,12 @@ from optax import losses
 from eqxrl import DQN, GAE, EvalMetrics, MinibatchLearner, PPOLoss
 from eqxrl._typing import Scalar, field
 from eqxrl.advantages import next_values
-from eqxrl.algorithms._dqn import DQNLearner, pick
+from eqxrl.algorithms._dqn import DQNLearner
 from eqxrl.envs import NeverReset, ResetWhenDone
 from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.learners import init_learner_state
 from eqxrl.losses import AbstractLoss
-from eqxrl.nn import Categorical, DiagGaussian, evaluate
+from eqxrl.nn import Categorical, DiagGaussian, evaluate, value_of
 from eqxrl.spaces import sample
 
 # Losses: PPO's, written out, with another term in the place of one.
@@ -442,10 +442,10 @@ def copied(old, new, n):
 
 
 class Q(DQN):
-    following: Callable = eqx.field(static=True, default=lambda own, old, batch: pick(old, jnp.argmax(own, axis=-1)))
+    following: Callable = eqx.field(static=True, default=lambda own, old, batch: value_of(old, jnp.argmax(own, axis=-1)))
     ends: Callable = eqx.field(static=True, default=lambda batch: batch.terminated)
     judge: Callable = eqx.field(static=True, default=lambda value, targets: jnp.mean(losses.huber_loss(value, targets)))
-    taken: Callable = eqx.field(static=True, default=lambda values, batch: pick(values, batch.action))
+    taken: Callable = eqx.field(static=True, default=lambda values, batch: value_of(values, batch.action))
     target: Callable = eqx.field(static=True, default=copied)
     keep: Callable = eqx.field(static=True, default=lambda old, new: new)
     discount: Callable = eqx.field(static=True, default=lambda hp: hp.gamma)
@@ -476,8 +476,8 @@ UPDATES = {
     "nothing is bootstrapped": ("a cut-off is bootstrapped", dict(ends=lambda batch: batch.done | True)),
     "no target network": ("targets", dict(following=lambda own, old, batch: jnp.max(own, axis=-1))),
     "the target network chooses as well": ("targets", dict(following=lambda own, old, batch: jnp.max(old, axis=-1))),
-    "roles of the networks swapped": ("targets", dict(following=lambda own, old, batch: pick(own, jnp.argmax(old, axis=-1)))),
-    "the next value of the action that was taken": ("targets", dict(following=lambda own, old, batch: pick(old, batch.action))),
+    "roles of the networks swapped": ("targets", dict(following=lambda own, old, batch: value_of(own, jnp.argmax(old, axis=-1)))),
+    "the next value of the action that was taken": ("targets", dict(following=lambda own, old, batch: value_of(old, batch.action))),
     "values [batch] against targets [batch 1]": ("targets", dict(judge=lambda v, t: jnp.mean(jnp.square(v[None] - t[:, None])))),
     "the highest value is trained, not that of the action": ("targets", dict(taken=lambda values, batch: jnp.max(values, axis=-1))),
     "gamma squared": ("targets", dict(discount=lambda hp: hp.gamma**4)),
