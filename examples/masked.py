@@ -23,7 +23,8 @@ class Doors(eqx.Module):
     max_steps = 10
 
     def _see(self, key, time):
-        state = State(jax.random.randint(key, (), 0, DOORS), jax.random.uniform(key, (), minval=-1.0), time)
+        door_key, weight_key = jax.random.split(key)
+        state = State(jax.random.randint(door_key, (), 0, DOORS), jax.random.uniform(weight_key, (), minval=-1.0), time)
         mask = {"door": jnp.arange(DOORS) == state.open}
         return {"weight": 100 * state.weight[None], "action_mask": mask}, state
 

@@ -12,7 +12,7 @@ from eqxrl.collectors import AbstractCollector
 from eqxrl.envs import episode_limit
 from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.nn import AbstractPolicy
-from eqxrl.spaces import Discrete, bounds
+from eqxrl.spaces import Box, bounds, parts
 from eqxrl.verification._copies import modules
 from eqxrl.verification._glass import Marked, glass, replay
 from eqxrl.verification._laws import TOLERANCE, AbstractLaws, NotApplicable, close, keys_used_once, law, quick_jit, same, same_arrays
@@ -83,11 +83,14 @@ class CollectorLaws(AbstractLaws):
 
     @law("actions are stored unclipped", "spaces.to_env_action, on the way to the environment only")
     def actions_are_stored_unclipped(self) -> str:
-        space, action = self.env.action_space(self.env_params), self.seen[0].action
-        if isinstance(space, Discrete):
+        spaces = parts(self.env.action_space(self.env_params))
+        boxes = [pair for pair in zip(jax.tree.leaves(spaces), jax.tree.leaves(self.seen[0].action)) if isinstance(pair[0], Box)]
+        if not boxes:
             raise NotApplicable("the actions are discrete")
-        low, high = map(np.asarray, bounds(space))
-        clipped = np.all((action >= low) & (action <= high), axis=tuple(range(2, action.ndim))).mean()
+        def inside(space: Box, action: Any) -> Any:
+            low, high = map(np.asarray, bounds(space))
+            return np.all((action >= low) & (action <= high), axis=tuple(range(2, action.ndim))).mean()
+        clipped = max(inside(*pair) for pair in boxes)
         assert clipped < 0.5, f"{clipped:.0%} of the stored actions lie in a space with hardly any extent: they were stored clipped"
         return f"{1 - clipped:.0%} of the stored actions outside a narrow space"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import quick_jit, same
 
-from eqxrl import PPO, PPOHParams, check_env, spaces
+from eqxrl import PPO, PPOHParams, check_env, spaces, verify
 from eqxrl.nn import (
     ActorCritic,
     Beta,
@@ -271,6 +271,29 @@ def test_joint_actions_are_learned_from(kind):
     action = ppo.make_actor(ts)(jnp.zeros(3), 0)
     jax.tree.map(lambda x, like: np.testing.assert_equal((x.shape, x.dtype), (like.shape, like.dtype)), action, spaces.zeros(space))
     assert (ppo.eval_callback(ts).cumulative_reward == 4).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SPACES)
+def test_the_laws_hold_for_joint_actions(kind):
+    class Doors(Locks):
+        def action_space(self, params):
+            return spaces.Dict({"door": spaces.Discrete(8), "more": SPACES[kind][0]})
+
+        def observation_space(self, params):
+            noise = super().observation_space(params).spaces["noise"]
+            return spaces.Dict({"noise": noise, "action_mask": spaces.Dict({"door": spaces.Box(0, 1, (8,), bool)})})
+
+        def _obs(self, key, state):
+            obs = super()._obs(key, state)
+            return {"noise": obs["noise"], "action_mask": {"door": obs["action_mask"]}}
+
+        def step(self, key, state, action, params):
+            return super().step(key, state, action["door"], params)
+
+    hp = PPOHParams(normalize_observations=True)
+    report = verify(PPO.create(env=Doors(), hp=hp, actor_critic=GRUActorCritic if kind == "tuple" else None), quiet=True)
+    assert report.ok, report
 
 
 def test_a_policy_for_another_joint_space_is_named():
