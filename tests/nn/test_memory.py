@@ -116,15 +116,20 @@ def test_it_is_trained_as_it_acted(kind):
         ts, _ = ppo.iteration(ppo.init_train_state(0), 0)
         after, rollout = ppo.get_batch(ts, 1)
         estimate = ppo.estimate_advantages(after, rollout)
-        return estimate, evaluate(ts.agent, estimate), PPOLoss()(ts.agent, estimate)[1]
+        obs = jnp.concatenate([rollout.trajectories.obs, rollout.last_obs[None]])
+        starts = jnp.concatenate([episode_starts(rollout.trajectories), rollout.last_done[None]])
+        further = jax.vmap(ts.agent.sequence, in_axes=(1, 1, 0), out_axes=(1, 1, 0))(obs, starts, rollout.initial_carry)[1]
+        return estimate, evaluate(ts.agent, estimate), PPOLoss()(ts.agent, estimate)[1], further
 
-    estimate, (distribution, value), metrics = second(ppo)
+    estimate, (distribution, value), metrics, further = second(ppo)
     t = estimate.trajectories
     assert t.done.any() and not t.done[-1].all()
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(estimate.initial_carry)), "the second rollout begins amid episodes"
     np.testing.assert_allclose(distribution.log_prob(t.action), t.log_prob, atol=1e-5)
     np.testing.assert_allclose(value, t.value, rtol=1e-5, atol=1e-5)
     assert abs(metrics["approx_kl"]) < 1e-6 and metrics["clip_fraction"] == 0
+    goes_on = ~np.asarray(t.done[-1])
+    np.testing.assert_allclose(np.asarray(estimate.last_value)[goes_on], np.asarray(further[-1])[goes_on], rtol=1e-5, atol=1e-5)
 
 
 def test_environments_stay_whole():
