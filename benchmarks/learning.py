@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from eqxrl import set_cpu_flags
-from eqxrl.algorithms import preset
+from eqxrl.algorithms import AbstractAlgorithm, preset
 from eqxrl.viz import iqm
 
 # environment, algorithm, preset, total env steps (None: the preset's), seeds, target in words, target as a test of the seeds' means
@@ -25,11 +25,25 @@ ROWS = [
     ("CartPole-v1", "a2c", "zoo", None, 20, "IQM >= 475", lambda x: iqm(x) >= 475),
     ("CartPole-v1", "pqn", "tuned", None, 20, ">= 475 in 19 of 20", lambda x: sum(x >= 475) >= 19),
     ("CartPole-v1", "dqn", "zoo", None, 20, ">= 475 in 16 of 20", lambda x: sum(x >= 475) >= 16),
+    ("CartPoleNoVel-v1", "ppo", "lstm", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
+    ("CartPoleNoVel-v1", "ppo", "gru", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
+    ("CartPoleNoVel-v1", "ppo", "mlp", None, 10, "each < 150", lambda x: max(x) < 150),
     ("Acrobot-v1", "ppo", "zoo", None, 20, "mean >= -85", lambda x: x.mean() >= -85),
     ("Pendulum-v1", "ppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
     ("MountainCarContinuous-v0", "ppo", "tuned", None, 20, ">= 92 in 19 of 20", lambda x: sum(x >= 92) >= 19),
     ("Breakout-MinAtar", "ppo", "purejaxrl", None, 8, "mean >= 35, each >= 20", lambda x: x.mean() >= 35 and min(x) >= 20),
+    ("Breakout-MinAtar", "ppo", "cnn", None, 8, "mean > 37, each >= 25", lambda x: x.mean() > 37 and min(x) >= 25),
 ]
+
+
+def judge(algo: AbstractAlgorithm, seeds: int, seed: int = 0) -> tuple[np.ndarray, int, float]:
+    """Trains: the mean return of each seed's final policy `[seeds]`, the env steps of each, and the seconds it took."""
+    algo = dataclasses.replace(algo, hp=dataclasses.replace(algo.hp, eval_freq=algo.hp.total_timesteps))
+    start = time.perf_counter()
+    keys = jax.random.split(jax.random.key(seed), seeds)
+    ts, metrics = eqx.filter_vmap(lambda key: algo.train(key, skip_initial_evaluation=True))(keys)
+    worth = np.asarray(metrics.cumulative_reward[:, -1].mean(-1))
+    return worth, int(algo.env_steps(ts)), time.perf_counter() - start
 
 
 def main() -> None:
@@ -37,22 +51,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env_id", nargs="?", help="only this environment")
     parser.add_argument("--algo", help="only this algorithm")
+    parser.add_argument("--preset", help="only this preset")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print("| environment | algorithm | preset | env steps | seeds | mean | IQM | min | max | target | held | seconds |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for env_id, algorithm, name, total, seeds, target, held in ROWS:
-        if args.env_id not in (None, env_id) or args.algo not in (None, algorithm):
+        wanted = zip((args.env_id, args.algo, args.preset), (env_id, algorithm, name))
+        if any(x not in (None, there) for x, there in wanted):
             continue
         algo = preset(env_id, algorithm, name).create(**({} if total is None else dict(total_timesteps=total)))
-        algo = dataclasses.replace(algo, hp=dataclasses.replace(algo.hp, eval_freq=algo.hp.total_timesteps))
-        start = time.perf_counter()
-        keys = jax.random.split(jax.random.key(args.seed), seeds)
-        ts, metrics = eqx.filter_vmap(lambda key: algo.train(key, skip_initial_evaluation=True))(keys)
-        x = np.asarray(metrics.cumulative_reward[:, -1].mean(-1))
-        seconds = time.perf_counter() - start
+        x, steps, seconds = judge(algo, seeds, args.seed)
         figures = " | ".join(f"{v:.1f}" for v in (x.mean(), iqm(x), x.min(), x.max()))
-        row = f"| {env_id} | {algorithm} | {name} | {algo.env_steps(ts):,} | {seeds} | {figures} | {target} | "
+        row = f"| {env_id} | {algorithm} | {name} | {steps:,} | {seeds} | {figures} | {target} | "
         print(row + f"{'yes' if held(x) else 'NO'} | {seconds:.0f} |", flush=True)
 
 

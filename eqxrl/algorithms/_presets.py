@@ -101,7 +101,7 @@ _ALL = (
                  normalize_observations=True, normalize_rewards=True),
             anneal=("learning_rate", "clip_eps"), parts=dict(actor_critic=MakeNetwork(name, dict(activation="relu"))),
         )
-        for name in ("lstm", "gru")
+        for name in ("lstm", "gru", "mlp")
     ),
     Preset(
         "CartPole-v1", "pqn", "tuned", "tuned here",
@@ -138,6 +138,12 @@ _ALL = (
         dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
              learning_rate=5e-3, max_grad_norm=0.5),
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("mlp", dict(activation="relu"))),
+    ),
+    Preset(
+        "Breakout-MinAtar", "ppo", "cnn", "PureJaxRL, README, MinAtar, with convolutions",
+        dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
+             learning_rate=5e-3, max_grad_norm=0.5),
+        anneal=_LR, parts=dict(actor_critic=MakeNetwork("cnn")),
     ),
 )
 PRESETS: dict[str, dict[str, dict[str, Preset]]] = {}

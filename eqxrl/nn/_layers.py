@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,11 +11,30 @@ from jaxtyping import Array, Float, Key
 def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
     """A linear layer with orthogonal weights times `scale` and zero bias. Saxe et al. 2014, https://arxiv.org/abs/1312.6120"""
     layer = eqx.filter_eval_shape(eqx.nn.Linear, in_size, out_size, key=key)  # its weights are replaced: no key is spent
+    weight = _orthogonal(key, (out_size, in_size), scale)
+    return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size, jnp.float32)))
+
+
+def orthogonal_cell(make_cell: Callable, in_size: int, size: int, *, key: Key[Array, ""]) -> Any:
+    """A recurrent cell of Equinox with orthogonal weights, gate by gate, and zero biases."""
+
+    def initialize(leaf: jax.ShapeDtypeStruct, key: Key[Array, ""]) -> Float[Array, "..."]:
+        if len(leaf.shape) == 1:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        gates = jax.random.split(key, leaf.shape[0] // size)
+        return jnp.concatenate([_orthogonal(key, (size, leaf.shape[1]), 1.0) for key in gates])
+
+    cell, static = eqx.partition(eqx.filter_eval_shape(make_cell, in_size, size, key=key), lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    leaves, structure = jax.tree.flatten(cell)
+    keys = jax.random.split(key, len(leaves))
+    return eqx.combine(jax.tree.unflatten(structure, [initialize(*x) for x in zip(leaves, keys)]), static)
+
+
+def _orthogonal(key: Key[Array, ""], shape: tuple[int, int], scale: float) -> Float[Array, "out in"]:
     initialize = jax.nn.initializers.orthogonal(scale)
     # One after the other under vmap: jaxlib's batched QR waits, on a thread of XLA's pool, for other threads of that pool, and two
     # of them at once (actor and critic, on two cores) wait for good.
-    weight = jax.custom_batching.sequential_vmap(lambda key: initialize(key, (out_size, in_size), jnp.float32))(key)
-    return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size, jnp.float32)))
+    return jax.custom_batching.sequential_vmap(lambda key: initialize(key, shape, jnp.float32))(key)
 
 
 class NormedLinear(eqx.Module):

@@ -10,7 +10,7 @@ from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import AbstractDistribution
 from eqxrl.nn._encode import Encoder, has_images
 from eqxrl.nn._heads import AbstractHead, make_head
-from eqxrl.nn._layers import Layers, apply_layers, make_layers
+from eqxrl.nn._layers import Layers, apply_layers, make_layers, orthogonal_cell
 from eqxrl.nn._memory import LRU, AbstractMemory, Cell
 
 MakeMemory = Callable[..., AbstractMemory]
@@ -124,13 +124,13 @@ def CNNActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array,
 
 def GRUActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array, ""], **options: Any) -> ActorCritic:
     """With a gated recurrent unit. Cho et al. 2014, https://arxiv.org/abs/1406.1078"""
-    make = lambda in_size, size, *, key: Cell(eqx.nn.GRUCell(in_size, size, key=key))  # noqa: E731
+    make = lambda in_size, size, *, key: Cell(orthogonal_cell(eqx.nn.GRUCell, in_size, size, key=key))  # noqa: E731
     return _recurrent(observation_space, action_space, make, key, options)
 
 
 def LSTMActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array, ""], **options: Any) -> ActorCritic:
     """With a long short-term memory. Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735"""
-    make = lambda in_size, size, *, key: Cell(eqx.nn.LSTMCell(in_size, size, key=key))  # noqa: E731
+    make = lambda in_size, size, *, key: Cell(orthogonal_cell(eqx.nn.LSTMCell, in_size, size, key=key))  # noqa: E731
     return _recurrent(observation_space, action_space, make, key, options)
 
 

@@ -86,6 +86,14 @@ def test_the_update_that_is_too_far_and_all_later_ones_are_left_out(agent, rollo
             np.testing.assert_allclose(x, np.mean([m[name] for _, _, m in by_hand[:k]]), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_later_updates_are_left_out_though_they_are_near(agent, rollout):
+    """Only the second minibatch is far from the policy that acted, by KL (e - 2) there."""
+    t = rollout.trajectories
+    far = dataclasses.replace(rollout, trajectories=dataclasses.replace(t, log_prob=t.log_prob.at[2:4].add(-1.0)))
+    _, _, metrics = run(learner(0.4), agent, far)
+    np.testing.assert_allclose(metrics["updates_made"], 1 / UPDATES, rtol=1e-6)
+
+
 def test_a_target_that_is_not_reached_changes_nothing(agent, rollout):
     (plain, state, metrics), (other, its_state, its_metrics) = (run(learner(target), agent, rollout) for target in (None, 1e6))
     assert its_metrics.pop("updates_made") == 1 and "updates_made" not in metrics

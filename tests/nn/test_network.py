@@ -228,6 +228,18 @@ def test_what_the_mask_forbids_is_never_done(actor_critic):
     assert ts.agent.statistics["action_mask"] is None
 
 
+def test_a_sequence_is_masked_as_its_steps():
+    env, rng = Locks(), np.random.default_rng(0)
+    agent = Masked(GRUActorCritic(env.observation_space(None), env.action_space(None), key=jax.random.key(0)))
+    obs = {"noise": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32), "action_mask": jnp.asarray(rng.random((5, 8)) < 0.5)}
+    distribution, _, _ = quick_jit(lambda agent: agent.sequence(obs, jnp.zeros(5, bool), agent.initial_carry()))(agent)
+    assert np.array_equal(np.isneginf(distribution.logits), ~np.asarray(obs["action_mask"]))
+    carry = agent.initial_carry()
+    for step in range(5):
+        one, _, carry = agent(jax.tree.map(lambda x: x[step], obs), carry)
+        np.testing.assert_allclose(distribution.logits[step], one.logits, rtol=1e-5, atol=1e-6)
+
+
 def test_a_mask_of_floats_is_refused():
     """It would be standardised with the rest of the observation."""
     with pytest.raises(TypeError, match=r"action_mask is Box\(0, 1, \(8,\), float32\), .* make it Box\(0, 1, \(8,\), dtype=bool\)"):
