@@ -28,6 +28,8 @@ ROWS = [
     ("CartPoleNoVel-v1", "ppo", "lstm", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "gru", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "mlp", None, 10, "each < 150", lambda x: max(x) < 150),
+    ("PendulumNoVel-v1", "ppo", "lstm", None, 10, "mean >= -250", lambda x: x.mean() >= -250),
+    ("MountainCarContinuousNoVel-v0", "ppo", "lstm", None, 10, ">= 90 in 8 of 10", lambda x: sum(x >= 90) >= 8),
     ("Acrobot-v1", "ppo", "zoo", None, 20, "mean >= -85", lambda x: x.mean() >= -85),
     ("Pendulum-v1", "ppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
     ("MountainCarContinuous-v0", "ppo", "tuned", None, 20, ">= 92 in 19 of 20", lambda x: sum(x >= 92) >= 19),

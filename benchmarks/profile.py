@@ -1,5 +1,5 @@
-"""Where the time of a PPO iteration goes: collecting, advantages, each part of a minibatch; beside each what it can't do without, and how many
-instructions XLA runs in the body of each loop.
+"""Where the time of a PPO iteration goes: collecting, advantages, each part of a minibatch; beside each what it can't do without, and how
+many instructions XLA runs in the body of each loop.
 
     python benchmarks/profile.py                # every configuration of peers.py
     python benchmarks/profile.py "4 x 128"
@@ -91,14 +91,17 @@ def profile(case: Case) -> None:
         total = sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(taken))
         return (indices + (total > 1e30)) % samples.advantages.shape[0]
 
+    collecting = timed(lambda ppo, ts: ppo.get_batch(ts, 0), ppo, ts)
+    learning = timed(lambda ppo, ts, x: ppo.learner(ts.agent, ts.learner_state, x, ts.rng), ppo, ts, estimate)
+    networks = timed(repeated(act, case.num_steps), ts.data_collection_state.last_obs, ts.agent)
     rows = [
         ("iteration", timed(lambda ppo, ts: ppo.iteration(ts, 0), ppo, ts), 1),
-        ("collect", timed(lambda ppo, ts: ppo.get_batch(ts, 0), ppo, ts), 1),
-        ("  a step", timed(lambda ppo, ts: ppo.get_batch(ts, 0), ppo, ts) / case.num_steps, case.num_steps),
-        ("  its networks", timed(repeated(act, case.num_steps), ts.data_collection_state.last_obs, ts.agent) / case.num_steps, case.num_steps),
+        ("collect", collecting, 1),
+        ("  a step", collecting / case.num_steps, case.num_steps),
+        ("  its networks", networks / case.num_steps, case.num_steps),
         ("advantages", timed(lambda ppo, ts, x: ppo.estimate_advantages(ts, x), ppo, ts, rollout), 1),
-        ("learn", timed(lambda ppo, ts, x: ppo.learner(ts.agent, ts.learner_state, x, ts.rng), ppo, ts, estimate), 1),
-        ("  a minibatch", timed(lambda ppo, ts, x: ppo.learner(ts.agent, ts.learner_state, x, ts.rng), ppo, ts, estimate) / updates, updates),
+        ("learn", learning, 1),
+        ("  a minibatch", learning / updates, updates),
         ("  taking it", timed(repeated(gather), jnp.arange(size), samples) / 50, updates),
         ("  one update", timed(repeated(update), (params, ts.learner_state), minibatch) / 50, updates),
         ("  its gradients", timed(repeated(gradients), params, minibatch) / 50, updates),

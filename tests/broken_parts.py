@@ -545,13 +545,13 @@ def _one_state(after, env, env_params, keys):
     def pick(new, x):
         return jnp.where(after.done.reshape(-1, *[1] * (x.ndim - 1)), new[:1], x)
 
-    first = jax.vmap(lambda key: env.reset(key, env_params))(jnp.broadcast_to(jax.random.split(jax.random.key(0))[:1], keys.shape))
+    first = jax.vmap(lambda key: env.reset(key, env_params))(jnp.broadcast_to(jax.random.split(jax.random.key(0))[:1], keys.shape[1:]))
     obs, state = jax.tree.map(pick, first, (after.obs, after.env_state))
     return dataclasses.replace(after, obs=obs, env_state=state)
 
 
 def _key_twice(after, env, env_params, keys):
-    return dataclasses.replace(after, reward=after.reward + 0 * jax.vmap(lambda key: jax.random.uniform(key))(keys))
+    return dataclasses.replace(after, reward=after.reward + 0 * jax.vmap(lambda key: jax.random.uniform(key))(keys[0]))
 
 
 STEPPERS = {

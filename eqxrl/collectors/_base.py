@@ -6,10 +6,10 @@ from typing import Any, Generic, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from eqxrl._structs import EpisodeStats, TrajectoryCollectionState
-from eqxrl._typing import Carry, one_more, strong
+from eqxrl._structs import AbstractSteps, EpisodeStats, TrajectoryCollectionState
+from eqxrl._typing import Action, Carry, Observation, one_more, strong
 from eqxrl.envs import AbstractStepper, VecStep
 from eqxrl.envs._stepper import select
 from eqxrl.nn import AbstractPolicy
@@ -68,48 +68,81 @@ def init_collection(
     )
 
 
-def refreshed(env: Any, env_params: Any, stepper: AbstractStepper, state: TrajectoryCollectionState) -> TrajectoryCollectionState:
-    """The state with what the stepper keeps made ready for the next rollout, and the rollout counted."""
-    rng, refresh_key = jax.random.split(state.rng)
-    reset_state = stepper.refresh(env, env_params, refresh_key, state.reset_state)
-    return dataclasses.replace(state, rng=rng, reset_state=reset_state, global_step=one_more(state.global_step))
+class Acted(AbstractSteps):
+    """What a loop of steps keeps of each, `[steps envs]`."""
+
+    obs: Observation
+    """Before the step."""
+    action: Action
+    """As the policy gave it."""
+    remembered: PyTree
+    """By the policy, of how it chose."""
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+    final_obs: Observation
+    """What the step led to, before any reset."""
+    noted: PyTree
+    """What the collector noted."""
 
 
-def acting(
-    env: Any, env_params: Any, policy: AbstractPolicy, stepper: AbstractStepper,
-    record: Callable[[TrajectoryCollectionState, Any, Any, Carry, VecStep], Any],
-) -> Callable[[tuple[TrajectoryCollectionState, EpisodeStats], None], tuple[tuple[TrajectoryCollectionState, EpisodeStats], Any]]:
-    """One step of all environments, as the body of a scan; every collector's loop.
+def collect(
+    env: Any, env_params: Any, policy: AbstractPolicy, stepper: AbstractStepper, num_steps: int, state: TrajectoryCollectionState,
+    note: Callable[[VecStep, Carry], Any] = lambda after, carry: (),
+) -> tuple[TrajectoryCollectionState, Acted, EpisodeStats]:
+    """Steps all environments `num_steps` times as the policy acts; every collector's loop. What isn't used of the steps costs nothing.
 
-    **Arguments:** `record(state before, action, remembered, carry after, what the step led to)`: what is kept of it.
+    **Arguments:** `note(what a step led to, the hidden state after it, before any reset)`: what is to be noted of it.
     """
-    action_space = env.action_space(env_params)
+    action_space, num_envs = env.action_space(env_params), state.last_done.size
+    rng, refresh_key = jax.random.split(state.rng)
+    rng, action_keys, env_keys = draw_keys(rng, num_steps, num_envs)
 
-    def step(carried, _):
-        state, episodes = carried
-        rng, step_rng = jax.random.split(state.rng)
-        step_key, action_key = jax.random.split(step_rng)
-        carry = reset_carries(policy, state.carry, state.last_done)
-        action, carry, remembered = policy(state.last_obs, carry, action_key)
-        keys = jax.random.split(step_key, state.last_done.size)
-        env_action = to_env_action(action_space, action)
-        after = stepper.step(env, env_params, keys, state.env_state, state.reset_state, env_action)
-        kept = record(state, action, remembered, carry, after)
-        done = after.done
-        episode_return = state.episode_return + after.reward
-        episode_length = state.episode_length + 1
-        episodes = EpisodeStats(
-            count=episodes.count + jnp.sum(done, dtype=jnp.float32),
-            total_return=episodes.total_return + jnp.sum(jnp.where(done, episode_return, 0.0)),
-            total_length=episodes.total_length + jnp.sum(jnp.where(done, episode_length, 0), dtype=jnp.float32),
-        )
-        state = dataclasses.replace(
-            state, last_obs=after.obs, env_state=after.env_state, last_done=done, rng=rng, reset_state=after.reset_state, carry=carry,
-            episode_return=jnp.where(done, 0.0, episode_return), episode_length=jnp.where(done, 0, episode_length),
-        )
-        return (state, episodes), kept
+    def step(carried: Any, keys: Any) -> Any:
+        obs, env_state, reset_state, carry = carried
+        action, carry, remembered = policy(obs, carry, keys[0])
+        after = stepper.step(env, env_params, keys[1], env_state, reset_state, to_env_action(action_space, action))
+        noted = note(after, carry)
+        acted = Acted(obs, action, remembered, after.reward, after.terminated, after.truncated, after.final_obs, noted)
+        return (after.obs, after.env_state, after.reset_state, reset_carries(policy, carry, after.done)), acted
 
-    return step
+    reset_state = stepper.refresh(env, env_params, refresh_key, state.reset_state)
+    start = state.last_obs, state.env_state, reset_state, state.carry
+    (obs, env_state, reset_state, carry), acted = jax.lax.scan(step, start, (action_keys, env_keys))
+    state = dataclasses.replace(
+        state, last_obs=obs, env_state=env_state, reset_state=reset_state, carry=carry, last_done=acted.done[-1], rng=rng,
+        global_step=one_more(state.global_step),
+    )
+    state, episodes = _counted(state, acted)
+    return state, acted, episodes
+
+
+def draw_keys(
+    rng: Key[Array, ""], num_steps: int, num_envs: int
+) -> tuple[Key[Array, ""], Key[Array, " steps"], Key[Array, "steps 2 envs"]]:
+    """The key that goes on; those that actions are drawn with; those of the environments' steps and resets. All at once before the first
+    step, since a loop on a CPU pays for each operation."""
+    rng, action_key, env_key = jax.random.split(rng, 3)
+    return rng, jax.random.split(action_key, num_steps), jax.random.split(env_key, (num_steps, 2, num_envs))
+
+
+def _counted(state: TrajectoryCollectionState, acted: Acted) -> tuple[TrajectoryCollectionState, EpisodeStats]:
+    """The state with the return and length of the episodes under way, and the sums over those that ended."""
+    done = acted.done
+    steps = jnp.arange(len(done))[:, None]
+    ended = jnp.any(done, axis=0)
+    over = steps <= jnp.max(jnp.where(done, steps, -1), axis=0, keepdims=True)  # up to the last end
+    of_ended = jnp.sum(over, dtype=jnp.int32) + jnp.sum(jnp.where(ended, state.episode_length, 0))
+    episodes = EpisodeStats(
+        count=jnp.sum(done, dtype=jnp.float32),
+        total_return=jnp.sum(jnp.where(over, acted.reward, 0.0)) + jnp.sum(jnp.where(ended, state.episode_return, 0.0)),
+        total_length=of_ended.astype(jnp.float32),
+    )
+    under_way = jnp.sum(jnp.where(over, 0.0, acted.reward), axis=0), jnp.sum(~over, axis=0, dtype=jnp.int32)
+    episode_return, episode_length = (
+        jnp.where(ended, 0, before) + since for before, since in zip((state.episode_return, state.episode_length), under_way)
+    )
+    return dataclasses.replace(state, episode_return=episode_return, episode_length=episode_length), episodes
 
 
 def reset_carries(policy: Any, carry: Carry, done: Bool[Array, " envs"]) -> Carry:

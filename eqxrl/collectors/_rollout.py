@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from eqxrl._structs import Trajectory, TrajectoryCollectionState, TrajectoryWithLastObs, no_episodes
+from eqxrl._structs import Trajectory, TrajectoryCollectionState, TrajectoryWithLastObs
 from eqxrl._typing import Carry, Observation, check_positive, typed
-from eqxrl.collectors._base import AbstractCollector, acting, init_collection, refreshed, reset_carries
+from eqxrl.collectors._base import AbstractCollector, collect, init_collection
 from eqxrl.collectors._reward_scaling import RewardScaling
 from eqxrl.envs import AbstractStepper, ResetWhenDone, VecStep, cond_any
 from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy
@@ -35,19 +35,17 @@ class RolloutCollector(AbstractCollector[AbstractActorCritic, TrajectoryWithLast
     def __call__(
         self, env: Any, env_params: Any, policy: AbstractActorCritic, state: TrajectoryCollectionState
     ) -> tuple[TrajectoryCollectionState, TrajectoryWithLastObs]:
-        state = refreshed(env, env_params, self.stepper, state)
-        initial_carry = reset_carries(policy, state.carry, state.last_done)
+        initial_carry = state.carry
 
-        def record(before: TrajectoryCollectionState, action: Any, remembered: Any, carry: Carry, after: VecStep) -> Trajectory:
-            distribution, value = remembered
-            return Trajectory(
-                obs=before.last_obs, action=action, log_prob=distribution.log_prob(action), value=value,
-                reward=after.reward, terminated=after.terminated, truncated=after.truncated,
-                final_value=_final_values(policy, after.final_obs, carry, after.truncated & ~after.terminated),
-            )
+        def note(after: VecStep, carry: Carry) -> Any:
+            return _final_values(policy, after.final_obs, carry, after.truncated & ~after.terminated)
 
-        step = acting(env, env_params, ActorCriticPolicy(policy), self.stepper, record)
-        (state, episodes), trajectories = jax.lax.scan(step, (state, no_episodes()), length=self.num_steps)
+        state, acted, episodes = collect(env, env_params, ActorCriticPolicy(policy), self.stepper, self.num_steps, state, note)
+        distribution, value = acted.remembered
+        trajectories = Trajectory(
+            obs=acted.obs, action=acted.action, log_prob=distribution.log_prob(acted.action), value=value, reward=acted.reward,
+            terminated=acted.terminated, truncated=acted.truncated, final_value=acted.noted,
+        )
         if self.reward_scaling is not None:
             rms_state, reward = self.reward_scaling(state.rms_state, trajectories.reward, trajectories.done)
             state = dataclasses.replace(state, rms_state=rms_state)

@@ -1,13 +1,12 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Key
 
-from eqxrl._structs import TrajectoryCollectionState, Transition, Transitions, no_episodes
-from eqxrl._typing import Carry, check_positive, typed
-from eqxrl.collectors._base import AbstractCollector, acting, init_collection, refreshed
-from eqxrl.envs import AbstractStepper, ResetWhenDone, VecStep
+from eqxrl._structs import TrajectoryCollectionState, Transition, Transitions
+from eqxrl._typing import check_positive, typed
+from eqxrl.collectors._base import AbstractCollector, collect, init_collection
+from eqxrl.envs import AbstractStepper, ResetWhenDone
 from eqxrl.nn import AbstractPolicy
 
 
@@ -30,13 +29,9 @@ class TransitionCollector(AbstractCollector[AbstractPolicy, Transitions]):
     def __call__(
         self, env: Any, env_params: Any, policy: AbstractPolicy, state: TrajectoryCollectionState
     ) -> tuple[TrajectoryCollectionState, Transitions]:
-        def record(before: TrajectoryCollectionState, action: Any, remembered: Any, carry: Carry, after: VecStep) -> Transition:
-            return Transition(
-                obs=before.last_obs, action=action, reward=after.reward, next_obs=after.final_obs,
-                terminated=after.terminated, truncated=after.truncated,
-            )
-
-        state = refreshed(env, env_params, self.stepper, state)
-        step = acting(env, env_params, policy, self.stepper, record)
-        (state, episodes), transitions = jax.lax.scan(step, (state, no_episodes()), length=self.num_steps)
+        state, acted, episodes = collect(env, env_params, policy, self.stepper, self.num_steps, state)
+        transitions = Transition(
+            obs=acted.obs, action=acted.action, reward=acted.reward, next_obs=acted.final_obs, terminated=acted.terminated,
+            truncated=acted.truncated,
+        )
         return state, Transitions(transitions=transitions, episodes=episodes)

@@ -9,8 +9,7 @@ action led to. One whose episodes all begin as the first one of their environmen
             return *first, first
 
         def step(self, env, env_params, keys, env_state, reset_state, action):
-            keys = jax.vmap(jax.random.split)(keys)[:, 0]
-            stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys, env_state, action, env_params)
+            stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
             return vec_step(stepped, reset_state, lambda first: first, reset_state)
 
         def refresh(self, env, env_params, key, reset_state):
@@ -33,6 +32,7 @@ from eqxrl.envs._cond import cond_any
 from eqxrl.envs._protocol import Transition
 
 Keys = Key[Array, " envs"]
+StepKeys = Key[Array, "2 envs"]
 
 
 @typed
@@ -58,9 +58,11 @@ class AbstractStepper(eqx.Module):
         """First observations and states, `[envs ...]`, and what the stepper keeps."""
 
     @abc.abstractmethod
-    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
-        """One step of each environment; `action` (`[envs ...]`) lies in the action space. Of each key, split in two as gymnax
-        does, the first half is for the step and the second for a reset."""
+    def step(
+        self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
+    ) -> VecStep:
+        """One step of each environment; `action` (`[envs ...]`) lies in the action space. The first row of keys is for the steps, the
+        second for resets."""
 
     @abc.abstractmethod
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
@@ -74,10 +76,11 @@ class ResetWhenDone(AbstractStepper):
     def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
         return *_reset_all(env, env_params, keys), ()
 
-    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
-        keys = jax.vmap(jr.split)(keys)
-        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
-        return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[:, 1])
+    def step(
+        self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
+    ) -> VecStep:
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
+        return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[1])
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
         return reset_state
@@ -102,15 +105,16 @@ class ResetFromPool(AbstractStepper):
         keys = jax.vmap(jr.split)(keys)
         return *_reset_all(env, env_params, keys[:, 0]), self.refresh(env, env_params, keys[0, 1], ())
 
-    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
-        keys = jax.vmap(jr.split)(keys)
-        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
+    def step(
+        self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
+    ) -> VecStep:
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
 
         def draw(keys: Any, pool: Any) -> Any:
             index = jax.vmap(lambda key: jr.randint(key, (), 0, self.num_states))(keys)
             return jax.tree.map(lambda x: x[index], pool)
 
-        return vec_step(stepped, reset_state, draw, keys[:, 1], reset_state)
+        return vec_step(stepped, reset_state, draw, keys[1], reset_state)
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
         return _reset_all(env, env_params, jr.split(key, self.num_states))
@@ -122,9 +126,10 @@ class NeverReset(AbstractStepper):
     def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
         return *_reset_all(env, env_params, keys), ()
 
-    def step(self, env: Any, env_params: Any, keys: Keys, env_state: PyTree, reset_state: PyTree, action: Action) -> VecStep:
-        keys = jax.vmap(jr.split)(keys)
-        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
+    def step(
+        self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
+    ) -> VecStep:
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
         return vec_step(stepped, reset_state)
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:

@@ -46,7 +46,7 @@ class EpisodeEvaluator(AbstractEvaluator):
             t, key, obs, env_state, reset_state, carry, done, episode_return, length = loop
             key, action_key, step_key = jax.random.split(key, 3)
             action, carry, _ = policy(obs, carry, None if self.deterministic else action_key)
-            step_keys = jax.random.split(step_key, n)
+            step_keys = jax.random.split(step_key, (2, n))
             after = self.stepper.step(env, env_params, step_keys, env_state, reset_state, to_env_action(action_space, action))
             episode_return = episode_return + jnp.where(done, 0.0, after.reward)
             length = length + ~done

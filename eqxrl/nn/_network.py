@@ -129,9 +129,15 @@ def GRUActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array,
 
 
 def LSTMActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array, ""], **options: Any) -> ActorCritic:
-    """With a long short-term memory. Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735"""
-    make = lambda in_size, size, *, key: Cell(orthogonal_cell(eqx.nn.LSTMCell, in_size, size, key=key))  # noqa: E731
-    return _recurrent(observation_space, action_space, make, key, options)
+    """With a long short-term memory, which forgets little at first: the forget gates' biases are 1. Hochreiter and Schmidhuber 1997,
+    https://doi.org/10.1162/neco.1997.9.8.1735; Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/jozefowicz15.html"""
+    return _recurrent(observation_space, action_space, _lstm, key, options)
+
+
+def _lstm(in_size: int, size: int, *, key: Key[Array, ""]) -> Cell:
+    cell: Any = orthogonal_cell(eqx.nn.LSTMCell, in_size, size, key=key)
+    forget = slice(size, 2 * size)  # of the gates, in Equinox's order
+    return Cell(eqx.tree_at(lambda cell: cell.bias, cell, cell.bias.at[forget].set(1.0)))
 
 
 def LRUActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array, ""], **options: Any) -> ActorCritic:

@@ -106,7 +106,7 @@ def _play(
         act_key, step_key = jax.random.split(key)
         one = jax.tree.map(lambda x: x[0], obs)
         action, memory = act(one, act_key, memory) if remembers else (act(one, act_key), memory)
-        after = stepper.step(env, env_params, step_key[None], env_state, kept, jax.tree.map(lambda x: x[None], action))
+        after = stepper.step(env, env_params, jax.random.split(step_key, (2, 1)), env_state, kept, jax.tree.map(lambda x: x[None], action))
         over |= after.done
         return (after.obs, after.env_state, over, memory), (after.env_state, after.reward, over)
 

@@ -17,7 +17,7 @@ from eqxrl.envs import AbstractStepper, ResetWhenDone, vec_step
 from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy, Categorical, NormalizedActorCritic, observe
 
 ENVS, STEPS = 3, 10
-KEY = 8  # with it some of the episodes of `memory` end at a rollout's last step, and some go on
+KEY = 1  # with it some of the episodes of `memory` end at a rollout's last step, and some go on
 
 
 class Memory(AbstractActorCritic):
@@ -62,16 +62,15 @@ def loop(env, params, agent, key, rollouts):
     for t in range(rollouts * STEPS):
         if t % STEPS == 0:
             rng, _ = jax.random.split(rng)
-        rng, step_rng = jax.random.split(rng)
-        step_key, action_key = jax.random.split(step_rng)
+            rng, action_key, env_key = jax.random.split(rng, 3)
+            action_keys, env_keys = jax.random.split(action_key, STEPS), jax.random.split(env_key, (STEPS, 2, ENVS))
         before = jax.tree.map(lambda *x: np.stack(x), *carries)
         seen = [agent(o, c) for o, c in zip(obs, carries, strict=True)]
         distribution = jax.tree.map(lambda *x: jnp.stack(x), *(d for d, _, _ in seen))
         carries = [c for _, _, c in seen]
-        actions = distribution.sample(action_key)
+        actions = distribution.sample(action_keys[t % STEPS])
         row = []
-        for i, k in enumerate(jax.random.split(step_key, ENVS)):
-            key_step, key_reset = jax.random.split(k)
+        for i, (key_step, key_reset) in enumerate(env_keys[t % STEPS].T):
             sent = actions[i] if hasattr(space, "n") else jnp.clip(actions[i], space.low, space.high)
             after, states[i], reward, terminated, truncated, _ = env.step(key_step, states[i], sent, params)
             final = 0.0
@@ -316,9 +315,8 @@ class ResetEveryStep(AbstractStepper):
         return *jax.vmap(env.reset, in_axes=(0, None))(keys, env_params), ()
 
     def step(self, env, env_params, keys, env_state, reset_state, action):
-        keys = jax.vmap(jax.random.split)(keys)
-        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[:, 0], env_state, action, env_params)
-        first = jax.vmap(env.reset, in_axes=(0, None))(keys[:, 1], env_params)
+        stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
+        first = jax.vmap(env.reset, in_axes=(0, None))(keys[1], env_params)
         return vec_step(stepped, reset_state, lambda: first)
 
     def refresh(self, env, env_params, key, reset_state):

@@ -41,7 +41,8 @@ def rollout(stepper, env, params, key, num_steps=STEPS, num_envs=ENVS):
         state, kept = carry
         act_key, step_key = jr.split(key)
         action = jax.vmap(lambda k: sample(env.action_space(params), k))(jr.split(act_key, num_envs))
-        out = stepper.step(env, params, jr.split(step_key, num_envs), state, kept, action)
+        keys = jax.vmap(jr.split)(jr.split(step_key, num_envs)).T  # as gymnax splits them
+        out = stepper.step(env, params, keys, state, kept, action)
         return (out.env_state, out.reset_state), out
 
     return (obs, state), jax.lax.scan(step, (state, kept), jr.split(key, num_steps))[1]
@@ -171,7 +172,7 @@ def test_final_observation_and_flags(stepper):
     obs, state, kept = stepper.init(env, params, jr.split(jr.key(0), 2))
     start = np.asarray(obs[:, 0])
     for t in range(3):
-        out = stepper.step(env, params, jr.split(jr.key(t), 2), state, kept, jnp.array([2, 2]))
+        out = stepper.step(env, params, jr.split(jr.key(t), (2, 2)), state, kept, jnp.array([2, 2]))
         state = out.env_state
         np.testing.assert_allclose(out.final_obs[:, 0], start + 0.2 * (t + 1), rtol=1e-5)
     assert out.truncated.all() and out.done.all()
@@ -185,7 +186,7 @@ def test_final_observation_and_flags(stepper):
 
 def test_never_reset_steps_as_the_others_do(key):
     env, params = CASES["cartpole"]()
-    keys, (obs, state, _) = jr.split(key, ENVS), NeverReset().init(env, params, jr.split(key, ENVS))
+    keys, (obs, state, _) = jr.split(key, (2, ENVS)), NeverReset().init(env, params, jr.split(key, ENVS))
     assert_bitwise_equal((obs, state, ()), ResetWhenDone().init(env, params, jr.split(key, ENVS)))
     action = jnp.ones(ENVS, jnp.int32)
     assert_bitwise_equal(*(s.step(env, params, keys, state, (), action) for s in (NeverReset(), ResetWhenDone())))
@@ -230,7 +231,7 @@ def test_the_resets_are_left_out_where_nothing_ended():
 
     env, params = Counted(), Params(3, noise=0.0)
     _, state, kept = ResetWhenDone().init(env, params, jr.split(jr.key(0), 2))
-    step = jax.jit(lambda state: ResetWhenDone().step(env, params, jr.split(jr.key(1), 2), state, kept, jnp.array([1, 1])))
+    step = jax.jit(lambda state: ResetWhenDone().step(env, params, jr.split(jr.key(1), (2, 2)), state, kept, jnp.array([1, 1])))
     counts = []
     for _ in range(4):
         out = step(state)
@@ -250,7 +251,7 @@ def test_every_gymnax_environment_takes_a_step(name):
     def run(keys):
         obs, state, kept = stepper.init(env, params, keys)
         action = jax.vmap(lambda k: sample(env.action_space(params), k))(keys)
-        return obs, state, stepper.step(env, params, keys, state, kept, action)
+        return obs, state, stepper.step(env, params, jnp.stack([keys, keys]), state, kept, action)
 
     with jax.numpy_rank_promotion("allow"):  # Swimmer promotes
         obs, state, out = jax.eval_shape(run, keys)

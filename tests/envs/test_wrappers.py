@@ -267,8 +267,8 @@ def executed(env, num_steps=600, num_envs=8):
 
     @quick_jit
     def run(env, key):
-        stepper, keys = ResetWhenDone(), jr.split(key, (num_steps + 1, num_envs))
-        first = stepper.init(env, jnp.float32(0), keys[0])
+        stepper, keys = ResetWhenDone(), jr.split(key, (num_steps + 1, 2, num_envs))
+        first = stepper.init(env, jnp.float32(0), keys[0, 0])
 
         def step(carry, xs):
             out = stepper.step(env, jnp.float32(0), xs[0], carry[0], carry[1], xs[1])
@@ -365,7 +365,7 @@ def test_stacks_begin_anew_where_episodes_do():
     obs, state, kept = stepper.init(env, jnp.float32(0), jr.split(jr.key(0), num_envs))
     frames = collections.deque(2 * [[-1, 0, 0]], maxlen=2)
     for t in range(8):
-        out = stepper.step(env, jnp.float32(0), jr.split(jr.key(t), num_envs), state, kept, jnp.full(num_envs, 10 + t))
+        out = stepper.step(env, jnp.float32(0), jr.split(jr.key(t), (2, num_envs)), state, kept, jnp.full(num_envs, 10 + t))
         frames.append([10 + t, t % 3 + 1, 0])
         np.testing.assert_array_equal(out.final_obs, num_envs * [np.ravel(frames)])
         if t % 3 == 2:
@@ -439,7 +439,7 @@ def test_each_episode_has_parameters_of_its_own(stepper):
 
     @quick_jit
     def run(keys):
-        first = stepper.init(env, params, keys[0])
+        first = stepper.init(env, params, keys[0, 0])
 
         def step(carry, keys):
             out = stepper.step(env, params, keys, *carry, jnp.zeros(num_envs, jnp.int32))
@@ -447,7 +447,7 @@ def test_each_episode_has_parameters_of_its_own(stepper):
 
         return first[0][:, 2], jax.lax.scan(step, first[1:], keys[1:])[1]
 
-    first, (shown, final) = map_np(run(jr.split(jr.key(0), (1 + length * episodes, num_envs))))
+    first, (shown, final) = map_np(run(jr.split(jr.key(0), (1 + length * episodes, 2, num_envs))))
     final = final.reshape(episodes, length, num_envs)
     assert np.all(final == final[:, :1])  # within an episode
     np.testing.assert_array_equal(final[0, 0], first)

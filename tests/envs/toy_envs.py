@@ -74,11 +74,10 @@ class ResetEveryStep(AbstractStepper):
         return *jax.vmap(lambda key: env.reset(key, env_params))(keys), ()
 
     def step(self, env, env_params, keys, env_state, reset_state, action):
-        def one(key, state, action):
-            key_step, key_reset = jr.split(key)
+        def one(key_step, key_reset, state, action):
             return env.step(key_step, state, action, env_params), env.reset(key_reset, env_params)
 
-        stepped, first = jax.vmap(one)(keys, env_state, action)
+        stepped, first = jax.vmap(one)(*keys, env_state, action)
         out = vec_step(stepped, reset_state)
         obs, env_state = jax.vmap(lambda done, *trees: jax.tree.map(lambda a, b: jax.lax.select(done, a, b), *trees))(
             out.done, first, (out.obs, out.env_state)

@@ -32,9 +32,21 @@ class FiveValueStep:
         return obs, state, reward.astype(jnp.float32), terminated | truncated, info
 
 
+def chained_keys(rng: Any, num_steps: int, num_envs: int) -> Any:
+    """`draw_keys` of eqxrl's collectors with rejax's keys, each of which is split from the one before."""
+
+    def step(rng: Any, _: Any) -> Any:
+        rng, step_rng = jax.random.split(rng)
+        step_key, action_key = jax.random.split(step_rng)
+        return rng, (action_key, jax.vmap(jax.random.split)(jax.random.split(step_key, num_envs)).T)
+
+    rng, keys = jax.lax.scan(step, rng, length=num_steps)
+    return rng, *keys
+
+
 class RejaxPPO(rejax.PPO):
-    """rejax's PPO with eqxrl's keys. rejax has one chain of keys; eqxrl has one for acting, which is split once before each
-    rollout (for the reset strategy), and one for learning."""
+    """rejax's PPO with two chains of keys, as eqxrl has them: one for acting, which is split once before each rollout (for the reset
+    strategy), and one for learning."""
 
     @register_init
     def initialize_keys(self, rng):

@@ -8,12 +8,13 @@ here by other parts or around the environment:
 - minibatches are cut from a sorted shuffle: `permutation=jax.random.permutation`;
 - observations and rewards are normalised step by step: `rejax_parts`;
 - networks are initialised otherwise: rejax's are copied;
-- keys are chained otherwise: rejax is given eqxrl's (`rejax_side.RejaxPPO`).
+- keys are drawn otherwise: eqxrl's collector is given rejax's (`rejax_side.chained_keys`), rejax eqxrl's two chains (`RejaxPPO`).
 
 That rejax also sets the last value to 0 after an episode's end changes nothing: the trace is cut there anyway.
 """
 
 import dataclasses
+from unittest import mock
 
 import equinox as eqx
 import gymnax
@@ -25,7 +26,7 @@ import pytest
 from helpers import quick_jit
 from rejax.algos.ppo import AdvantageMinibatch as TheirMinibatch
 from rejax_parts import NormalizeEachStep, ScaleRewardsEachStep
-from rejax_side import FiveValueStep, RejaxPPO, losses_and_gradients, to_agent
+from rejax_side import FiveValueStep, RejaxPPO, chained_keys, losses_and_gradients, to_agent
 
 from eqxrl import PPO, MinibatchLearner, MLPActorCritic, PPOHParams, PPOLoss, RolloutCollector, nn
 from eqxrl.envs import ResetWhenDone, TimeLimitIsTerminal
@@ -42,9 +43,9 @@ each_normalization = pytest.mark.parametrize("normalize", [False, True], ids=["p
 
 
 @pytest.fixture(autouse=True)
-def lax_ranks():
-    """rejax's normalisation relies on rank promotion."""
-    with jax.numpy_rank_promotion("allow"):
+def as_rejax_does():
+    """Its normalisation relies on rank promotion."""
+    with jax.numpy_rank_promotion("allow"), mock.patch("eqxrl.collectors._base.draw_keys", chained_keys):
         yield
 
 

@@ -176,7 +176,7 @@ class SameStart(broken.AbstractStepper):
 
     def step(self, env, env_params, keys, env_state, reset_state, action):
         after = NeverReset().step(env, env_params, keys, env_state, reset_state, action)
-        first = jax.vmap(lambda _: env.reset(jax.random.key(0), env_params))(jnp.arange(len(keys)))
+        first = jax.vmap(lambda _: env.reset(jax.random.key(0), env_params))(jnp.arange(keys.shape[1]))
         new = lambda a, b: jnp.where(after.done.reshape(-1, *[1] * (a.ndim - 1)), b, a)  # noqa: E731
         obs, state = jax.tree.map(new, (after.obs, after.env_state), first)
         return dataclasses.replace(after, obs=obs, env_state=state)
