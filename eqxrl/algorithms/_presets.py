@@ -104,16 +104,16 @@ _ALL = (
         for name in ("lstm", "gru", "mlp")
     ),
     Preset(
-        "PendulumNoVel-v1", "ppo", "lstm", "tuned here",
+        "PendulumNoVel-v1", "ppo", "gru", "tuned here",
         dict(num_envs=16, num_steps=128, num_minibatches=8, num_epochs=10, total_timesteps=100_352, eval_freq=20_480, learning_rate=1e-3,
              gamma=0.9, ent_coef=0.0, max_grad_norm=0.5, normalize_rewards=True, clip_value=False),
-        anneal=_LR, parts=dict(actor_critic=MakeNetwork("lstm")),
+        anneal=_LR, parts=dict(actor_critic=MakeNetwork("gru")),
     ),
     Preset(
-        "MountainCarContinuousNoVel-v0", "ppo", "lstm", "tuned here",
+        "MountainCarContinuousNoVel-v0", "ppo", "gru", "tuned here",
         dict(num_envs=8, num_steps=256, num_minibatches=8, num_epochs=10, total_timesteps=301_056, eval_freq=51_200, learning_rate=1e-3,
              gamma=0.999, ent_coef=0.005, max_grad_norm=0.5, normalize_observations=True, normalize_rewards=True),
-        anneal=_LR, parts=dict(actor_critic=MakeNetwork("lstm", dict(log_std_init=0.5))),
+        anneal=_LR, parts=dict(actor_critic=MakeNetwork("gru", dict(log_std_init=0.5))),
     ),
     Preset(
         "CartPole-v1", "pqn", "tuned", "tuned here",

@@ -1,7 +1,8 @@
 """Where data comes from: a policy acting in environments."""
 
 from eqxrl.collectors._base import AbstractCollector as AbstractCollector
-from eqxrl.collectors._base import collect as collect
+from eqxrl.collectors._base import acted_until as acted_until
+from eqxrl.collectors._base import acting as acting
 from eqxrl.collectors._base import init_collection as init_collection
 from eqxrl.collectors._curriculum import Curriculum as Curriculum
 from eqxrl.collectors._reward_scaling import RewardScaling as RewardScaling

@@ -86,17 +86,21 @@ class Acted(AbstractSteps):
     """What the collector noted."""
 
 
-def collect(
+def acting(
     env: Any, env_params: Any, policy: AbstractPolicy, stepper: AbstractStepper, num_steps: int, state: TrajectoryCollectionState,
     note: Callable[[VecStep, Carry], Any] = lambda after, carry: (),
-) -> tuple[TrajectoryCollectionState, Acted, EpisodeStats]:
-    """Steps all environments `num_steps` times as the policy acts; every collector's loop. What isn't used of the steps costs nothing.
+) -> tuple[TrajectoryCollectionState, tuple[Callable, Any, Any]]:
+    """The loop of every collector: `num_steps` steps of all environments as the policy acts. What isn't used of them costs nothing.
+
+        state, loop = acting(env, env_params, policy, stepper, num_steps, state)
+        end, acted = jax.lax.scan(*loop)
+        state, episodes = acted_until(state, end, acted)
 
     **Arguments:** `note(what a step led to, the hidden state after it, before any reset)`: what is to be noted of it.
     """
-    action_space, num_envs = env.action_space(env_params), state.last_done.size
+    action_space = env.action_space(env_params)
     rng, refresh_key = jax.random.split(state.rng)
-    rng, action_keys, env_keys = draw_keys(rng, num_steps, num_envs)
+    rng, action_keys, env_keys = draw_keys(rng, num_steps, state.last_done.size)
 
     def step(carried: Any, keys: Any) -> Any:
         obs, env_state, reset_state, carry = carried
@@ -108,13 +112,17 @@ def collect(
 
     reset_state = stepper.refresh(env, env_params, refresh_key, state.reset_state)
     start = state.last_obs, state.env_state, reset_state, state.carry
-    (obs, env_state, reset_state, carry), acted = jax.lax.scan(step, start, (action_keys, env_keys))
+    return dataclasses.replace(state, rng=rng), (step, start, (action_keys, env_keys))
+
+
+def acted_until(state: TrajectoryCollectionState, end: Any, acted: Acted) -> tuple[TrajectoryCollectionState, EpisodeStats]:
+    """Where the collector stands after the loop, and the episodes that ended in it."""
+    obs, env_state, reset_state, carry = end
     state = dataclasses.replace(
-        state, last_obs=obs, env_state=env_state, reset_state=reset_state, carry=carry, last_done=acted.done[-1], rng=rng,
+        state, last_obs=obs, env_state=env_state, reset_state=reset_state, carry=carry, last_done=acted.done[-1],
         global_step=one_more(state.global_step),
     )
-    state, episodes = _counted(state, acted)
-    return state, acted, episodes
+    return _counted(state, acted)
 
 
 def draw_keys(

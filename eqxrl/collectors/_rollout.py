@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from eqxrl._structs import Trajectory, TrajectoryCollectionState, TrajectoryWithLastObs
 from eqxrl._typing import Carry, Observation, check_positive, typed
-from eqxrl.collectors._base import AbstractCollector, collect, init_collection
+from eqxrl.collectors._base import AbstractCollector, acted_until, acting, init_collection
 from eqxrl.collectors._reward_scaling import RewardScaling
 from eqxrl.envs import AbstractStepper, ResetWhenDone, VecStep, cond_any
 from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy
@@ -40,7 +40,9 @@ class RolloutCollector(AbstractCollector[AbstractActorCritic, TrajectoryWithLast
         def note(after: VecStep, carry: Carry) -> Any:
             return _final_values(policy, after.final_obs, carry, after.truncated & ~after.terminated)
 
-        state, acted, episodes = collect(env, env_params, ActorCriticPolicy(policy), self.stepper, self.num_steps, state, note)
+        state, loop = acting(env, env_params, ActorCriticPolicy(policy), self.stepper, self.num_steps, state, note)
+        end, acted = jax.lax.scan(*loop)
+        state, episodes = acted_until(state, end, acted)
         distribution, value = acted.remembered
         trajectories = Trajectory(
             obs=acted.obs, action=acted.action, log_prob=distribution.log_prob(acted.action), value=value, reward=acted.reward,

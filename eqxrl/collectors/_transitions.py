@@ -1,11 +1,12 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Key
 
 from eqxrl._structs import TrajectoryCollectionState, Transition, Transitions
 from eqxrl._typing import check_positive, typed
-from eqxrl.collectors._base import AbstractCollector, collect, init_collection
+from eqxrl.collectors._base import AbstractCollector, acted_until, acting, init_collection
 from eqxrl.envs import AbstractStepper, ResetWhenDone
 from eqxrl.nn import AbstractPolicy
 
@@ -29,7 +30,9 @@ class TransitionCollector(AbstractCollector[AbstractPolicy, Transitions]):
     def __call__(
         self, env: Any, env_params: Any, policy: AbstractPolicy, state: TrajectoryCollectionState
     ) -> tuple[TrajectoryCollectionState, Transitions]:
-        state, acted, episodes = collect(env, env_params, policy, self.stepper, self.num_steps, state)
+        state, loop = acting(env, env_params, policy, self.stepper, self.num_steps, state)
+        end, acted = jax.lax.scan(*loop)
+        state, episodes = acted_until(state, end, acted)
         transitions = Transition(
             obs=acted.obs, action=acted.action, reward=acted.reward, next_obs=acted.final_obs, terminated=acted.terminated,
             truncated=acted.truncated,

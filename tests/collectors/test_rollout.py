@@ -17,7 +17,7 @@ from eqxrl.envs import AbstractStepper, ResetWhenDone, vec_step
 from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy, Categorical, NormalizedActorCritic, observe
 
 ENVS, STEPS = 3, 10
-KEY = 1  # with it some of the episodes of `memory` end at a rollout's last step, and some go on
+KEY = 9  # with it some of the episodes of `memory` end at a rollout's last step, and some go on
 
 
 class Memory(AbstractActorCritic):
