@@ -7,7 +7,6 @@
 
 import argparse
 import statistics
-import sys
 import time
 
 import equinox as eqx
@@ -99,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -12,6 +12,7 @@ eqxrl are sharded over two devices where there are two cores; peers know no such
 
 import argparse
 import dataclasses
+import itertools
 import os
 import statistics
 import sys
@@ -160,7 +161,8 @@ def peak() -> float:
 
 def compiled(train: Train, case: Case, sharded: bool) -> tuple[Callable[[], None], float]:
     """A run with new keys at each call, and the seconds that tracing and compiling took."""
-    count = iter(range(10**9))
+    count = itertools.count()
+    mesh, seeds = jax.make_mesh((len(jax.devices()),), ("seeds",)), jax.sharding.PartitionSpec("seeds")
 
     def keys() -> Any:
         key = jax.random.key(next(count))
@@ -169,10 +171,13 @@ def compiled(train: Train, case: Case, sharded: bool) -> tuple[Callable[[], None
         keys = jax.random.split(key, case.seeds)
         if not sharded:
             return keys
-        mesh = jax.make_mesh((len(jax.devices()),), ("seeds",))
-        return jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds")))
+        return jax.device_put(keys, jax.sharding.NamedSharding(mesh, seeds))
 
-    train = jax.jit(train if case.seeds is None else jax.vmap(train))
+    if case.seeds is not None:
+        train = jax.vmap(train)
+        if sharded:  # each device its share by itself: partitioned by the compiler, loops would wait for one another
+            train = jax.shard_map(train, mesh=mesh, in_specs=(seeds,), out_specs=seeds, check_vma=False)
+    train = jax.jit(train)
     first = keys()
     start = time.perf_counter()
     program = train.lower(first).compile()

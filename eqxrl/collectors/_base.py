@@ -140,11 +140,10 @@ def _counted(state: TrajectoryCollectionState, acted: Acted) -> tuple[Trajectory
     steps = jnp.arange(len(done))[:, None]
     ended = jnp.any(done, axis=0)
     over = steps <= jnp.max(jnp.where(done, steps, -1), axis=0, keepdims=True)  # up to the last end
-    of_ended = jnp.sum(over, dtype=jnp.int32) + jnp.sum(jnp.where(ended, state.episode_length, 0))
     episodes = EpisodeStats(
         count=jnp.sum(done, dtype=jnp.float32),
         total_return=jnp.sum(jnp.where(over, acted.reward, 0.0)) + jnp.sum(jnp.where(ended, state.episode_return, 0.0)),
-        total_length=of_ended.astype(jnp.float32),
+        total_length=jnp.sum(over, dtype=jnp.float32) + jnp.sum(jnp.where(ended, state.episode_length, 0), dtype=jnp.float32),
     )
     under_way = jnp.sum(jnp.where(over, 0.0, acted.reward), axis=0), jnp.sum(~over, axis=0, dtype=jnp.int32)
     episode_return, episode_length = (

@@ -75,6 +75,7 @@ def make_layers(sizes: Sequence[int], key: Key[Array, ""], out_scale: float | No
 
 
 def apply_layer(layer: eqx.nn.Linear | NormedLinear, x: Float[Array, " in"]) -> Float[Array, " out"]:
+    """One of `make_layers`."""
     return layer(x) if isinstance(layer, NormedLinear) else apply_linear(layer, x)
 
 

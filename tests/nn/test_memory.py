@@ -1,6 +1,7 @@
 """Policies with a hidden state: what they remember, when they forget, and that they are trained as they acted."""
 
 import dataclasses
+import itertools
 
 import equinox as eqx
 import jax
@@ -76,6 +77,22 @@ def test_a_sequence_is_its_steps(kind, shared):
     np.testing.assert_allclose(distribution.logits, logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(value, values, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), carry, after)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_cells_begin_orthogonal(kind):
+    """Gate by gate, as maps of the hidden state; biases are 0, and an LSTM keeps sigmoid(1) of what it holds when nothing comes in."""
+    memory = agent_of(kind, memory_size=6).memories[0]
+    gates = np.asarray(memory.cell.weight_hh).reshape(-1, 6, 6)
+    assert len(gates) == {"gru": 3, "lstm": 4}[kind]
+    np.testing.assert_allclose(gates @ gates.swapaxes(1, 2), np.broadcast_to(np.eye(6), gates.shape), atol=1e-5)
+    assert not any(np.allclose(a, b) for a, b in itertools.combinations(gates, 2))
+    if kind == "lstm":
+        nothing = eqx.tree_at(lambda m: (m.cell.weight_ih, m.cell.weight_hh), memory, replace_fn=jnp.zeros_like)
+        _, (_, held) = nothing(jnp.ones(3), (jnp.zeros(6), jnp.ones(6)))
+        np.testing.assert_allclose(held, 1 / (1 + np.exp(-1.0)), rtol=1e-6)
+    else:
+        assert not memory.cell.bias.any() and not memory.cell.bias_n.any()
 
 
 @pytest.mark.parametrize("kind", ALL)
