@@ -25,7 +25,7 @@ from unittest import mock
 
 import jax
 
-from eqxrl import PPO, PPOHParams, set_cpu_flags
+from eqxrl import PPO, MLPActorCritic, PPOHParams, set_cpu_flags
 
 set_cpu_flags()
 jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))  # gymnax starts the backend on import
@@ -93,7 +93,7 @@ def eqxrl_ppo(case: Case) -> PPO:
         num_envs=case.num_envs, num_steps=case.num_steps, num_minibatches=case.num_minibatches, num_epochs=case.num_epochs,
         gamma=GAMMA, gae_lambda=GAE_LAMBDA, clip_eps=CLIP, ent_coef=ENT, vf_coef=VF, max_grad_norm=NORM, learning_rate=RATE,
     )
-    return PPO.create(case.env_id, hp=hp)
+    return PPO.create(case.env_id, hp=hp, actor_critic=MLPActorCritic)  # for images, too, as the peers' are
 
 
 def eqxrl_train(case: Case) -> Train:
