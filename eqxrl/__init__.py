@@ -12,6 +12,7 @@ from eqxrl import learners as learners
 from eqxrl import losses as losses
 from eqxrl import nn as nn
 from eqxrl import spaces as spaces
+from eqxrl import sweeps as sweeps
 from eqxrl import training as training
 from eqxrl import viz as viz
 from eqxrl._schedules import LinearSchedule as LinearSchedule
@@ -54,6 +55,9 @@ from eqxrl.losses import PPOLoss as PPOLoss
 from eqxrl.nn import AbstractActorCritic as AbstractActorCritic
 from eqxrl.nn import AbstractPolicy as AbstractPolicy
 from eqxrl.nn import MLPActorCritic as MLPActorCritic
+from eqxrl.sweeps import log_uniform as log_uniform
+from eqxrl.sweeps import sweep as sweep
+from eqxrl.sweeps import uniform as uniform
 from eqxrl.training import Callback as Callback
 from eqxrl.training import Trainer as Trainer
 from eqxrl.training import get_error_from_metrics as get_error_from_metrics

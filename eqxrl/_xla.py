@@ -3,6 +3,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,16 +18,28 @@ _FLAGS = {
 }
 
 
-def set_cpu_flags() -> None:
+def set_cpu_flags(num_devices: int | None = None) -> None:
     """Adds to `XLA_FLAGS` what keeps XLA's CPU runtime from hanging, except flags that are set there already; other backends ignore
     it. The `eqxrl` command, the tests and the benchmarks call it; so should a script that trains on CPU, first of all: it warns
-    where a JAX computation has run already, since the flags are then without effect."""
+    where a JAX computation has run already, since the flags are then without effect.
+
+    CPU cores become devices, which the seeds of a run are spread over: `num_devices`, by default as many as this process may run on;
+    where `JAX_NUM_CPU_DEVICES` or `--xla_force_host_platform_device_count` says how many, so many.
+
+    **Raises:** `ValueError` if `num_devices` is below 1.
+    """
+    if num_devices is not None and num_devices < 1:
+        raise ValueError(f"num_devices must be at least 1, got {num_devices}")
     flags = os.environ.get("XLA_FLAGS", "")
     missing = [f"{name}={value}" for name, value in _FLAGS.items() if name not in flags]
     started = getattr(sys.modules.get("jax._src.xla_bridge"), "backends_are_initialized", lambda: False)
     if missing and started():
         warnings.warn("set_cpu_flags() came too late: JAX has started already; call it before the first computation", stacklevel=2)
     os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *missing])
+    said: Any = jax.config
+    if not started() and said.jax_num_cpu_devices < 0 and "--xla_force_host_platform_device_count" not in flags:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", num_devices or cores)
 
 
 def forget_programs_if_many() -> None:

@@ -1,15 +1,13 @@
 """The `eqxrl` command. Exit codes: 0 done, 1 it failed (what isn't finite came of it, or `verify` found something), 2 the command line or
 the files that it names are wrong, 130 interrupted (143 by SIGTERM); the run can be resumed then."""
 
-import ast
 import contextlib
 import dataclasses
-import inspect
+import itertools
 import json as json_module
 import os
 import signal
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,17 +18,16 @@ import numpy as np
 import tyro
 
 from eqxrl import EpisodeEvaluator, set_cpu_flags
+from eqxrl import sweep as sweep_over
 from eqxrl import verify as check
-from eqxrl.algorithms import PRESETS
-from eqxrl.algorithms import preset as find_preset
+from eqxrl._options import Chosen
+from eqxrl.envs import env_name
 from eqxrl.training import Interrupted, NonFinite, ProgressBar, Run
-from eqxrl.training._metrics import plain
-from eqxrl.training._runs import drawable, find_algorithm
+from eqxrl.training._programs import num_devices
+from eqxrl.training._runs import drawable
 from eqxrl.viz import iqm, plot_learning_curves
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-_WITH_VALUE = ("--algo", "--preset", "--seed", "--seeds", "--out", "--name", "--resume")
-"""Options of `train` and `verify`, besides hyperparameters, that are followed by a value."""
 
 
 def main() -> None:
@@ -90,87 +87,9 @@ def _output(of_a_run: bool = False) -> Iterator[None]:
             _complain(f"what was to be printed is lost: {error}")
 
 
-class _Chosen:
-    """What a command line says is to be trained.
-
-    It is read twice: which hyperparameters there are, and their defaults, depends on the environment, the algorithm and the preset, or
-    on the run to be resumed. These are looked for first, and then everything is parsed.
-    """
-
-    def __init__(self, argv: list[str]):
-        self.options, tokens = {}, iter(argv)
-        for token in tokens:
-            option, equals, value = token.partition("=")
-            if option.startswith("--hp.") or option in _WITH_VALUE:
-                self.options[option] = value if equals else next(tokens, "?")  # if it is missing, the parser says so
-            elif not token.startswith("-"):
-                self.options.setdefault("environment", token)
-        self.env_id, self.preset = self.options.get("environment"), None
-        if self.options.get("--resume", "?") != "?":
-            hp = Run(self.options["--resume"]).config.create().hp
-            self.about = "Hyperparameters of the run, of which only total_timesteps can be changed, to more."
-        else:
-            name, wanted = self.options.get("--algo", "ppo"), self.options.get("--preset")
-            self.cls = find_algorithm(name)
-            if self.env_id and wanted != "default" and (wanted or name in PRESETS.get(self.env_id, {})):
-                self.preset = find_preset(self.env_id, name, wanted)
-            hp = self.preset.hparams() if self.preset else self.cls.HParams()
-            source = f"preset {self.preset.name}" if self.preset else "its defaults"
-            self.about = f"Hyperparameters of {self.cls.__name__}, {source}."
-        self.HP = self._flags(hp)
-
-    def _flags(self, hp: Any) -> Any:
-        """A dataclass for tyro, which takes jaxtyping's scalars for constants."""
-        fields, docs, annealed = [], _field_docs(type(hp)), self.preset.anneal if self.preset else ()
-        for f in dataclasses.fields(hp):
-            value, text = getattr(hp, f.name), docs.get(f.name, "")
-            if f.name in annealed:
-                value, text = value.init_value, f"{text} It goes linearly to 0 over the run."
-            value = plain(value) if hasattr(value, "shape") and not value.shape else value
-            kind: Any = tyro.conf.FlagConversionOff[bool] if isinstance(value, bool) else type(value)
-            if value is None or callable(value):
-                text, value, kind = f"{text} {value}, if no number is given.", None, float | None
-            elif not isinstance(value, bool | int | float | str):
-                continue  # what can't be written on a command line
-            fields.append((f.name, Annotated[kind, tyro.conf.arg(help=text.strip())], dataclasses.field(default=value)))
-        return dataclasses.make_dataclass("HP", fields, frozen=True)
-
-    def given(self, hp: Any) -> dict[str, Any]:
-        """The hyperparameters that were set on the command line."""
-        return {f.name: getattr(hp, f.name) for f in dataclasses.fields(hp) if getattr(hp, f.name) != f.default}
-
-    def create(self, hp: Any) -> Any:
-        if self.env_id is None:
-            raise ValueError("name an environment, as in: eqxrl train CartPole-v1, or a run, as in: eqxrl train --resume RUN")
-        given = self.given(hp)
-        return self.preset.create(**given) if self.preset else self.cls.create(self.env_id, hp=self.cls.HParams(**given))
-
-    def resumed(self, hp: Any) -> Any:
-        """The run to go on with, extended if that was asked for."""
-        run, given = Run(self.options["--resume"]), self.given(hp)
-        others = [x for x in self.options if not x.startswith("--hp.") and x != "--resume"]
-        others += [f"--hp.{x.replace('_', '-')}" for x in given if x != "total_timesteps"]
-        if others:
-            raise ValueError(f"a run is resumed as it was started; leave out {', '.join(others)} (only --hp.total-timesteps may grow)")
-        if given:
-            run.extend(given["total_timesteps"])
-        return run
-
-
-def _field_docs(cls: type) -> dict[str, str]:
-    """The docstrings of a dataclass's fields, which Python itself doesn't keep."""
-    docs: dict[str, str] = {}
-    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
-        for statement, after in zip(body, body[1:]):
-            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[ast.unparse(statement.target)] = " ".join(str(after.value.value).split())
-    return docs
-
-
 def _app(argv: list[str]) -> Any:
     app = tyro.extras.SubcommandApp()
-    chosen = _Chosen(argv[1:]) if argv and argv[0] in ("train", "verify") else None
+    chosen = Chosen(argv[1:], argv[0] == "sweep") if argv and argv[0] in ("train", "sweep", "verify") else None
     HP: Any = Annotated[chosen.HP, tyro.conf.arg(help=chosen.about)] if chosen else Any
     default: Any = chosen.HP() if chosen else None
     tuned = chosen.preset.name if chosen and chosen.preset else "default"
@@ -208,12 +127,55 @@ def _app(argv: list[str]) -> Any:
         if not silent:
             with _output(of_a_run=True):
                 print(f"{_what(run, 'preset ')}, into {run.folder}")
+                if (used := num_devices(n := run.config.num_seeds)) < min(n, jax.device_count()):
+                    print(f"{used} of {jax.device_count()} devices: more would be used if --seeds were a multiple of their number")
         try:
             _, metrics = run.fit([] if silent else [ProgressBar()])
         except Interrupted as interruption:
             return _complain(f"{interruption} Or with: eqxrl train --resume {run.folder}", 128 + interruption.signal)
         with _output(of_a_run=True):
             _report(run.folder, metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1], quiet, json, run.env_steps)
+        return 0
+
+    @app.command
+    def sweep(
+        env_id: tyro.conf.Positional[str | None] = None, *, algo: str = "ppo", preset: str = tuned, seed: int = 0, seeds: int = 1,
+        hp: HP = default,  # pyright: ignore[reportInvalidTypeForm]
+        samples: int | None = None, folder: Path | None = None, chunk: int | None = None, quiet: Flag = False, json: Flag = False,
+    ) -> int:
+        """Train a population on all devices: a grid, or random points, of hyperparameters, each with several seeds; and rank them.
+
+        The same command with the same --folder goes on with a sweep that was cut off.
+
+        Args:
+            env_id: As for train.
+            algo: As for train.
+            preset: As for train.
+            hp: Hyperparameters.
+            seed: Of the agents, and of the points that are drawn.
+            seeds: How many agents to train with each point.
+            samples: Draw so many points, instead of the whole grid.
+            folder: Where everything goes, instead of a numbered folder in sweeps; best/ in there is the best point's run.
+            chunk: How many agents to train at once, instead of as many as memory allows.
+            quiet: Print nothing but errors.
+            json: Print the result as JSON and nothing else.
+        """
+        assert chosen is not None
+        (made, space), silent = chosen.swept(hp), quiet or json
+        numbered = (Path("sweeps", f"{env_name(made.env).replace('/', '-')}-{i:03d}") for i in itertools.count(1))
+        place = folder or next(x for x in numbered if not x.exists())
+        try:
+            result = sweep_over(
+                made, space, seeds=seeds, samples=samples, seed=seed, folder=place, chunk=chunk, env_id=chosen.env_id,
+                preset=chosen.preset and chosen.preset.name, callbacks=list if silent else lambda: [ProgressBar()],
+            )
+        except Interrupted as interruption:
+            how = f"Go on with the same command and --folder {place}"
+            return _complain(f"stopped by {signal.Signals(interruption.signal).name}. {how}", 128 + interruption.signal)
+        with _output(of_a_run=True):
+            if not quiet:
+                there = f"Everything is in {place}; the best point is a run: eqxrl evaluate {place}/best"
+                print(result.as_json() if json else f"{result}\n{there}")
         return 0
 
     for command in (evaluate, render, plot, runs):

@@ -32,9 +32,12 @@ FLOORS: list[set[str]] = [
     {"learners"},
     {"algorithms"},
     {"training", "verification"},
+    {"sweeps"},
+    {"_options"},
     {"cli", "testing"},
 ]
-STRANGERS = {("training", "verification"), ("verification", "training"), ("verification", "viz"), ("testing", "training")}
+STRANGERS = {("training", "verification"), ("verification", "training"), ("verification", "viz"), ("testing", "training"),
+             ("sweeps", "verification"), ("testing", "sweeps"), ("testing", "_options")}
 """Pairs that don't know each other although their floors would let them."""
 
 

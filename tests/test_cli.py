@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from eqxrl import PPO, EvalMetrics, cli
+from eqxrl._options import Chosen
 from eqxrl.training import Run, RunConfig, Trainer, hyperparameters
 
 QUICK = ["--hp.num-envs", "4", "--hp.num-steps", "8", "--hp.num-minibatches", "2", "--hp.num-epochs", "1"]
@@ -135,7 +136,7 @@ def test_a_run_is_never_overwritten(folder, here, monkeypatch):
 
 
 def chosen(*args):
-    choice = cli._Chosen([*args])
+    choice = Chosen([*args])
     fields = {f.name: f.default for f in cli.dataclasses.fields(choice.HP)}
     return choice, fields
 
@@ -505,6 +506,56 @@ def test_nobody_has_to_read_what_is_printed(folder, tmp_path):
             assert set(done.stderr.splitlines()) == {"eqxrl: what was to be printed is lost: [Errno 28] No space left on device"}
             done = subprocess.run([*command, "runs", tmp_path], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
             assert (done.returncode, done.stderr) == (2, "eqxrl: [Errno 28] No space left on device\n")
+
+
+# Sweeping.
+
+
+SWEEP = ["sweep", "CartPole-v1", *QUICK, "--hp.total-timesteps", "128", "--seeds", "2"]
+
+
+def test_sweep_ranks_points_and_leaves_the_best_as_a_run(tmp_path):
+    args = [*SWEEP, "--hp.learning-rate", "1e-4:1e-2:log:3", "--hp.gamma=0.9", "--folder", "s"]
+    done = eqxrl(*args, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "Everything is in s; the best point is a run: eqxrl evaluate s/best"
+    table = (tmp_path / "s/table.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in table] == ["learning_rate", "0.0001", "0.001", "0.01"]
+    config = json.loads((tmp_path / "s/best/config.json").read_text())
+    assert config["hp"]["gamma"] == 0.9 and config["num_seeds"] == 2 and config["algorithm"] == "ppo"
+    result = json.loads(eqxrl(*args, "--json", cwd=tmp_path).stdout)  # it is there already
+    best = result["table"][result["best"]]
+    assert config["hp"]["learning_rate"] == best["learning_rate"] and best["iqm"] == max(row["iqm"] for row in result["table"])
+    played = json.loads(eqxrl("evaluate", "s/best", "--episodes", "3", "--json", cwd=tmp_path).stdout)
+    assert len(played["returns"]) == 2 and played["env_steps"] == 128
+    assert json.loads(eqxrl("runs", "s", "--json", cwd=tmp_path).stdout)[0]["finished"]
+    refused = eqxrl(*args, "--hp.gamma=0.5", cwd=tmp_path, check=False)
+    assert refused.returncode == 2 and "algorithm/hp/gamma: there 0.9, now 0.5" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        (["--hp.learning-rate", "1e-4:x"], "--hp.learning-rate got '1e-4:x': 'x' isn't a number"),
+        (["--hp.learning-rate", "1e-2:1e-4:log"], "the lower one first, got 0.01 and 0.0001"),
+        (["--hp.num-steps", "2:8"], "--hp.num-steps got '2:8': it sets a shape or picks a branch, so it takes a list"),
+        (["--hp.gamma", "0.9,1.5"], "PPOHParams.gamma must be in [0.0, 1.0], got 1.5"),
+        (["--hp.gamma", "0.9"], "name an environment and what to sweep"),
+        (["--hp.gamma", "0.9,0.99", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["--hp.gamma", "0.9,0.99", "--chunk", "0"], "seeds and chunk must be at least 1, got seeds=2, chunk=0"),
+    ],
+)
+def test_a_malformed_sweep_is_one_line(here, tmp_path, monkeypatch, args, named):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = here(*SWEEP, *args)
+    assert code == 2 and named in errors and errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_annealed_preset_stays_annealed_in_a_sweep():
+    chosen = Chosen(["CartPole-v1", "--hp.learning-rate", "1e-4,1e-3", "--hp.num-epochs", "4,8"], swept=True)
+    algo, space = chosen.swept(chosen.HP(learning_rate="1e-4,1e-3", num_epochs="4,8", gamma="0.5"))
+    assert space == {"learning_rate": [1e-4, 1e-3], "num_epochs": [4, 8]} and algo.hp.gamma == 0.5
+    assert algo.hp.learning_rate.transition_steps == algo.hp.num_updates
 
 
 # Going on.

@@ -2,19 +2,24 @@
 Those that learn reuse the buffers of the training state.
 
 `axes` is `False` for a single agent; for several, it says of each leaf of the algorithm whether it has a value for each seed
-(0), or all share it (`None`)."""
+(0), or all share it (`None`). Several are spread over the devices: each has its share of the seeds, and runs the program on it by itself,
+without a word to the others, so that loops of one device don't wait for those of another."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
-from eqxrl._typing import Scalar, Schedule, describe
+from eqxrl._typing import Scalar, Schedule, T, describe
 from eqxrl.algorithms import AbstractAlgorithm
 
 Kept = tuple[AbstractAlgorithm, PyTree, Int[Array, ""]]
@@ -58,12 +63,71 @@ def for_each(f: Callable, algo: Any, axes: PyTree, *args: Any) -> Any:
     """`f(algo, *args)`; for each seed, if there are several."""
     if axes is False:
         return f(algo, *args)
-    return eqx.filter_vmap(f, in_axes=(axes, *[eqx.if_array(0)] * len(args)))(algo, *args)
+    seeds = eqx.filter_vmap(f, in_axes=(axes, *[eqx.if_array(0)] * len(args)))
+    first = next(x for x in jax.tree.leaves(args) if eqx.is_array(x))
+    mesh = devices_for(first.shape[0])
+    if mesh is None:
+        return seeds(algo, *args)
+    arrays, static = eqx.partition((algo, args), eqx.is_array)
+    rest: list[Any] = []
+
+    def share(arrays: Any) -> Any:
+        algo, args = eqx.combine(arrays, static)
+        out, other = eqx.partition(seeds(algo, *args), eqx.is_array)
+        rest.append(other)
+        return out
+
+    out = jax.shard_map(share, mesh=mesh, in_specs=(_specs(arrays, axes),), out_specs=P("seeds"), check_vma=False)(arrays)
+    return eqx.combine(out, rest[-1])
+
+
+def num_devices(num_seeds: int | None) -> int:
+    """That so many seeds are spread over."""
+    mesh = devices_for(num_seeds)
+    return 1 if mesh is None else mesh.size
+
+
+def devices_for(num_seeds: int | None) -> Mesh | None:
+    """Those that so many seeds are spread over: as many as divide their number; `None` for one, as it is under `jax.default_device`."""
+    devices = jax.devices()
+    if num_seeds is None or jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    return _mesh(max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0))
+
+
+@functools.cache
+def _mesh(num_devices: int) -> Mesh | None:
+    return None if num_devices == 1 else Mesh(np.array(jax.devices()[:num_devices]), ("seeds",))
+
+
+def _specs(algo_and_args: tuple[Any, Any], axes: PyTree) -> Any:
+    algo, args = algo_and_args
+    spec = lambda axis, x: None if x is None else P() if axis is None else P("seeds")  # noqa: E731
+    return jax.tree.map(spec, axes, algo, is_leaf=lambda x: x is None), jax.tree.map(lambda _: P("seeds"), args)
+
+
+def spread(axes: PyTree, algo: Any, *args: Any) -> Any:
+    """The algorithm and the arrays `[seeds ...]`, each share on its device; the rest on all of them."""
+    leaves = [x for x in jax.tree.leaves(args) if eqx.is_array(x)]
+    mesh = None if axes is False else devices_for(leaves[0].shape[0])
+    if mesh is None:
+        return algo, *args
+    arrays, static = eqx.partition((algo, args), eqx.is_array)
+    shardings = jax.tree.map(functools.partial(NamedSharding, mesh), _specs(arrays, axes))
+    algo, args = eqx.combine(jax.device_put(arrays, shardings), static)
+    return algo, *args
 
 
 def member(tree: PyTree, axes: PyTree, i: int) -> PyTree:
     """What one seed sees of an algorithm whose leaves are swept."""
     return tree if axes is False else jax.tree.map(lambda axis, x: x if axis is None else x[i], axes, tree, is_leaf=lambda x: x is None)
+
+
+def on_one_device(tree: T) -> T:
+    """What was spread over several, or is on all of them, on the first."""
+    first = jax.devices()[0]
+    leaf = lambda x: jax.device_put(x, first) if isinstance(x, jax.Array) and len(x.devices()) > 1 else x  # noqa: E731
+    return jax.tree.map(leaf, tree)
 
 
 @eqx.filter_jit
@@ -97,5 +161,6 @@ def evaluate(algo: AbstractAlgorithm, axes: PyTree, state: Any) -> EvalMetrics:
 @eqx.filter_jit
 def keep(stopped: Bool[Array, " seeds"], before: Any, after: Any) -> Any:
     """The state before for seeds that are stopped, after for the others."""
-    leaf = lambda b, a: jnp.where(stopped.reshape(-1, *[1] * (a.ndim - 1)), b, a) if eqx.is_array(a) else a  # noqa: E731
-    return jax.tree.map(leaf, before, after)
+    leaf = lambda stopped, b, a: jnp.where(stopped, b, a) if eqx.is_array(a) else a  # noqa: E731
+    each = lambda _, stopped, before, after: jax.tree.map(lambda b, a: leaf(stopped, b, a), before, after)  # noqa: E731
+    return for_each(each, None, None, stopped, before, after)

@@ -47,6 +47,8 @@ class RunState:
     """The algorithm's: iterations after which an evaluation is due."""
     iteration_size: int
     """The algorithm's."""
+    num_devices: int = 1
+    """That the seeds are spread over; an older checkpoint doesn't tell."""
     started_with: str | None = None
     """The fingerprint of the keys; `None` where it went on from a training state."""
     iteration: int = 0
@@ -214,11 +216,16 @@ def start(
         raise ValueError("pass either rng, a key or a seed, to start anew, or train_state, to go on from it")
     keys = as_key(rng) if train_state is None else train_state.rng  # pyright: ignore[reportArgumentType]
     axes = programs.check_axes(algo, axes, keys)
-    state = programs.init(algo, axes, keys) if train_state is None else train_state
-    one, num_seeds = programs.member(algo, axes, 0), keys.shape[0] if keys.ndim else None
+    one, num_seeds = programs.on_one_device(programs.member(algo, axes, 0)), keys.shape[0] if keys.ndim else None
+    if train_state is None:
+        algo, keys = programs.spread(axes, algo, keys)
+        state = programs.init(algo, axes, keys)
+    else:
+        _, state = programs.spread(False if axes is False else None, None, train_state)
     stopped = None if num_seeds is None else np.zeros(num_seeds, bool)
     run = RunState(
         state=copy(state), key_impl=str(jax.random.key_impl(state.rng)), num_seeds=num_seeds, stopped=stopped,
+        num_devices=programs.num_devices(num_seeds),
         skip_initial_evaluation=skip_initial_evaluation, first_env_step=one.env_steps(state),
         started_with=fingerprint(keys) if train_state is None else None,
         ends=np.cumsum(one.chunks), iteration_size=one.iteration_size,
@@ -231,6 +238,9 @@ def _resumed(folder: Path, algo: AbstractAlgorithm, axes: PyTree) -> tuple[RunSt
     for iteration, path in Checkpoints(folder).files():
         if iteration > run.iteration:  # it is damaged, and would be in the way of the next one
             set_aside(path)
+    if (now := programs.num_devices(run.num_seeds)) != run.num_devices:
+        changed = "; ".join(filter(None, [changed, f"num_devices: recorded {run.num_devices}, now {now}"]))
+        run.num_devices = now
     if changed:
         why = f"the numbers of the run in {folder} may differ from here on, in their last digits or altogether"
         warnings.warn(f"{why}, since this isn't what computed them so far: {changed}", stacklevel=5)

@@ -42,6 +42,10 @@ class Trainer:
     """Runs an algorithm from the host, with callbacks, loggers and checkpoints around the very iterations that `algo.train`
     runs: the numbers are the same, bit for bit.
 
+    Several seeds are spread over the devices (CPU cores are devices after `set_cpu_flags`): over as many as divide their number, over all
+    if it is a multiple. On as many devices a run is the same bit for bit; on others, as for another number of seeds in `vmap`, it may be
+    rounded otherwise. Under `jax.default_device` one device is used.
+
     During a run, and after it, a trainer knows where the run stands:
 
     - `state`: the training state, also after an exception. While the run goes on its buffers are reused; copy what you keep.
@@ -120,7 +124,8 @@ class Trainer:
         """In a folder that is `owned`."""
         self.run, self.axes, states = start(self.folder, algo, rng, train_state, skip_initial_evaluation, resume, axes)
         config = hyperparameters(algo, None if self.axes is False else self.axes)
-        self._algo, self._listeners = algo, Listeners(self, algo)
+        self._listeners = Listeners(self, algo)
+        self._algo, self.run.state = programs.spread(self.axes, algo, self.run.state)
         self._requested: list[float | None] = []  # the scores of the checkpoints that were asked for
         self._saving = Saving(self._checkpoints, self.run, config, self._listeners, resumed=states is not None)
         with Interrupts() as self._interrupts:
@@ -246,4 +251,4 @@ class Trainer:
     def member(self, i: int) -> tuple[Any, Any]:
         """The algorithm and the training state of one seed, not stacked: what `make_actor`, `visualize` and the like take."""
         one = self.state if self.num_seeds is None else jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, self.state)
-        return programs.member(self._algo, self.axes, i), one
+        return programs.on_one_device((programs.member(self._algo, self.axes, i), one))

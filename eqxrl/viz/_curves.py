@@ -71,7 +71,7 @@ def bootstrap_interval(
         return np.quantile(trim_mean(v[resamples], 0.25, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
 
     low, high = np.moveaxis(np.apply_along_axis(interval, axis, np.asarray(x, np.float64)), axis, 0)
-    return low, high
+    return np.asarray(low), np.asarray(high)
 
 
 def plot_learning_curves(
