@@ -35,7 +35,7 @@ def pytest_sessionstart(session):
     # Not above: the package must not be imported before jaxtyping's hook, which checks its functions, is in place.
     from eqxrl import set_cpu_flags
 
-    set_cpu_flags()
+    set_cpu_flags(num_devices=1)
     if not hasattr(session.config, "workerinput"):
         forget_oldest_programs()
 

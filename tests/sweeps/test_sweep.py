@@ -21,6 +21,7 @@ from scipy.stats import trim_mean
 
 from eqxrl import PPO, PPOHParams, log_uniform, sweep
 from eqxrl.algorithms import MakeNetwork
+from eqxrl.sweeps._result import Chunk, Sweep
 from eqxrl.training import Callback, Run
 
 SPACE = {"learning_rate": log_uniform(1e-3, 1e-1, 2), "num_epochs": [1, 2]}
@@ -202,6 +203,17 @@ def test_one_that_diverges_is_ended_and_the_others_go_on(tmp_path):
     del none
     gc.collect()
     assert not folder.exists()
+
+
+def test_a_point_of_which_a_seed_diverged_is_never_the_best(algo, tmp_path):
+    """However well its other seeds did."""
+    rows = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    returns = np.array([[1.0, np.nan], [1.0, 900.0], [1.0, 5.0], [1.0, 5.0]])
+    chunk = Chunk(tmp_path, rows, algo, None, np.array([0, 96]), returns)
+    result = Sweep(tmp_path, [{"gamma": 0.5}, {"gamma": 0.9}], [algo, algo], 2, 0, [chunk])
+    assert result.best == 1 and [row["diverged"] for row in result.table] == [1, 0]
+    assert np.isnan(result.table[0]["iqm"]) and result.table[1]["iqm"] == 5
+    assert "900" not in str(result).splitlines()[2] and "diverged" in str(result)
 
 
 SCRIPT = """
