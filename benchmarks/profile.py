@@ -6,7 +6,6 @@ many instructions XLA runs in the body of each loop.
 """
 
 import argparse
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -16,13 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from hlo import instructions
 from peers import CASES, Case, eqxrl_ppo
 
 from eqxrl.learners import flatten, gradient_update
 from eqxrl.learners._base import take
 from eqxrl.nn import trainable
-
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 
 
 def timed(f: Callable, *args: Any, runs: int = 21) -> float:
@@ -42,18 +40,10 @@ def repeated(f: Callable, n: int = 50) -> Callable:
     return lambda x, *args: jax.lax.fori_loop(0, n, lambda _, x: f(x, *args), x)
 
 
-def bodies(f: Callable, *args: Any) -> list[tuple[str, int]]:
-    """Of each loop in the compiled program: what it was in Python, and the instructions in its body, the largest first."""
+def text_of(f: Callable, *args: Any) -> str:
+    """The compiled program."""
     arrays, static = eqx.partition(args, eqx.is_array)
-    text = jax.jit(lambda arrays: eqx.filter(f(*eqx.combine(arrays, static)), eqx.is_array)).lower(arrays).compile().as_text()
-    computations = re.split(r"\n\n", text)
-    sizes = {}
-    for computation in computations:
-        if name := re.match(r"\s*(?:ENTRY )?%?([\w.-]+)", computation):
-            opcodes = re.findall(r"^\s+(?:ROOT )?%?[\w.-]+ = .*? ([a-z][\w-]*)\(", computation, re.M)
-            sizes[name[1]] = sum(opcode not in _FREE for opcode in opcodes)
-    loops = re.findall(r"while\(.*?body=%?([\w.-]+).*?(?:op_name=\"([^\"]*)\"|$)", text, re.M)
-    return sorted(((name, sizes.get(body, 0)) for body, name in loops), key=lambda x: -x[1])
+    return jax.jit(lambda arrays: eqx.filter(f(*eqx.combine(arrays, static)), eqx.is_array)).lower(arrays).compile().as_text()
 
 
 def profile(case: Case) -> None:
@@ -111,8 +101,8 @@ def profile(case: Case) -> None:
     for name, microseconds, times in rows:
         print(f"| {name} | {microseconds:.1f} | {times} | {microseconds * times / 1e3:.2f} |")
     print("\n| loop | instructions in its body |\n|---|---|")
-    for name, instructions in bodies(lambda ppo, ts: ppo.iteration(ts, 0), ppo, ts):
-        print(f"| {name.removeprefix('jit(<lambda>)/')} | {instructions} |")
+    for name, count in instructions(text_of(lambda ppo, ts: ppo.iteration(ts, 0), ppo, ts)):
+        print(f"| {name.removeprefix('jit(<lambda>)/')} | {count} |")
 
 
 def main() -> None:

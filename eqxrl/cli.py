@@ -21,6 +21,7 @@ from eqxrl import EpisodeEvaluator, set_cpu_flags
 from eqxrl import sweep as sweep_over
 from eqxrl import verify as check
 from eqxrl._options import Chosen
+from eqxrl._program_cache import keep_programs
 from eqxrl.envs import env_name
 from eqxrl.training import Interrupted, NonFinite, ProgressBar, Run
 from eqxrl.training._programs import num_devices
@@ -36,6 +37,7 @@ def main() -> None:
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         set_cpu_flags()
+        keep_programs()
         code = _app(sys.argv[1:]).cli(prog="eqxrl", description="Reinforcement learning in JAX and Equinox.")
     except NonFinite as error:
         code = _complain("; ".join([str(error), *getattr(error, "__notes__", ())]), 1)

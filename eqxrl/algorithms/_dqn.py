@@ -11,6 +11,7 @@ from eqxrl.algorithms._off_policy import AbstractOffPolicy
 from eqxrl.algorithms._parts import part
 from eqxrl.buffers import AbstractBuffer, UniformBuffer
 from eqxrl.collectors import AbstractCollector, TransitionCollector
+from eqxrl.learners import clipped
 from eqxrl.nn import EpsilonGreedy, QNetwork, value_of
 
 
@@ -81,7 +82,7 @@ class DQN(AbstractOffPolicy):
 
     @part(optax.GradientTransformation)
     def optimizer(self):
-        return optax.chain(optax.clip_by_global_norm(self.hp.max_grad_norm), optax.adam(self.hp.learning_rate))
+        return clipped(self.hp.max_grad_norm, optax.adam(self.hp.learning_rate))
 
     def init_learner(self, key: Key[Array, ""]) -> DQNLearner:
         spaces = self.env.observation_space(self.env_params), self.env.action_space(self.env_params)

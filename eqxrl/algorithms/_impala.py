@@ -6,7 +6,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy
 from eqxrl.algorithms._parts import name_of, part
 from eqxrl.collectors import AbstractCollector, RolloutCollector
-from eqxrl.learners import AbstractLearner, MinibatchLearner
+from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, VTraceLoss
 
 
@@ -81,7 +81,7 @@ class IMPALA(AbstractOnPolicy):
     @part(optax.GradientTransformation)
     def optimizer(self):
         hp = self.hp
-        return optax.chain(optax.clip_by_global_norm(hp.max_grad_norm), optax.rmsprop(hp.learning_rate, decay=0.99, eps=1e-5))
+        return clipped(hp.max_grad_norm, optax.rmsprop(hp.learning_rate, decay=0.99, eps=1e-5))
 
     @part(AbstractLearner)
     def learner(self):

@@ -6,7 +6,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy
 from eqxrl.algorithms._parts import part
 from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
-from eqxrl.learners import AbstractLearner, MinibatchLearner
+from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, PPOLoss
 
 
@@ -91,9 +91,7 @@ class PPO(AbstractOnPolicy):
 
     @part(optax.GradientTransformation)
     def optimizer(self):
-        return optax.chain(
-            optax.clip_by_global_norm(self.hp.max_grad_norm), optax.adam(self.hp.learning_rate, eps=1e-5)
-        )
+        return clipped(self.hp.max_grad_norm, optax.adam(self.hp.learning_rate, eps=1e-5))
 
     @part(AbstractLearner)
     def learner(self):

@@ -10,7 +10,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy, OnPolicyState
 from eqxrl.algorithms._parts import part
 from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
-from eqxrl.learners import AbstractLearner, MinibatchLearner
+from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, QLoss
 from eqxrl.nn import AbstractActorCritic, Exploring, QActorCritic, QNetwork
 
@@ -80,7 +80,7 @@ class PQN(AbstractOnPolicy):
 
     @part(optax.GradientTransformation)
     def optimizer(self):
-        return optax.chain(optax.clip_by_global_norm(self.hp.max_grad_norm), optax.radam(self.hp.learning_rate))
+        return clipped(self.hp.max_grad_norm, optax.radam(self.hp.learning_rate))
 
     @part(AbstractLearner)
     def learner(self):

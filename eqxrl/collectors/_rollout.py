@@ -11,7 +11,7 @@ from eqxrl._typing import Carry, Observation, check_positive, typed
 from eqxrl.collectors._base import AbstractCollector, acted_until, acting, init_collection
 from eqxrl.collectors._reward_scaling import RewardScaling
 from eqxrl.envs import AbstractStepper, ResetWhenDone, VecStep, cond_any
-from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy
+from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy, has_memory
 
 
 @typed
@@ -44,6 +44,8 @@ class RolloutCollector(AbstractCollector[AbstractActorCritic, TrajectoryWithLast
         end, acted = jax.lax.scan(*loop)
         state, episodes = acted_until(state, end, acted)
         distribution, value = acted.remembered
+        if not has_memory(policy):  # all at once is cheaper than step by step
+            value = jax.vmap(jax.vmap(lambda obs: policy(obs, ())[1]))(acted.obs)
         trajectories = Trajectory(
             obs=acted.obs, action=acted.action, log_prob=distribution.log_prob(acted.action), value=value, reward=acted.reward,
             terminated=acted.terminated, truncated=acted.truncated, final_value=acted.noted,

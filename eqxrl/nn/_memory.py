@@ -1,10 +1,11 @@
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Complex, Float, Key
 
 from eqxrl._typing import Carry
 
@@ -66,7 +67,7 @@ class Cell(AbstractMemory):
 
 class LRU(AbstractMemory):
     r"""A linear recurrence with a complex diagonal, $h_t = \lambda h_{t-1} + \gamma B x_t$ and $y_t = \mathrm{Re}(C h_t) + D x_t$, so that
-    a whole sequence is computed in $\log_2$ steps by an associative scan. $|\lambda| = e^{-e^\nu}$ is below 1 whatever is learned.
+    a whole sequence is computed by an associative scan over chunks of it. $|\lambda| = e^{-e^\nu}$ is below 1 whatever is learned.
 
     Orvieto et al. 2023, https://arxiv.org/abs/2303.06349; resets inside the scan after Lu et al. 2023,
     https://arxiv.org/abs/2303.03982.
@@ -107,17 +108,37 @@ class LRU(AbstractMemory):
     def sequence(
         self, xs: Float[Array, "steps in"], starts: Bool[Array, " steps"], carry: Float[Array, "2 state"]
     ) -> tuple[Float[Array, "steps out"], Float[Array, "2 state"]]:
-        decay, inputs = jnp.broadcast_to(self._decay(), (len(xs), self.nu.size)), jax.vmap(self._input)(xs)
-        first = jnp.where(starts[0], 0.0, decay[0] * jax.lax.complex(carry[0], carry[1]))
-        inputs = inputs.at[0].add(first)
-
-        def after(one: Any, other: Any) -> Any:
-            (a1, b1, s1), (a2, b2, s2) = one, other
-            return jnp.where(s2, a2, a1 * a2), jnp.where(s2, b2, a2 * b1 + b2), s1 | s2
-
-        spread = jnp.broadcast_to(starts[:, None], inputs.shape)
-        h = jax.lax.associative_scan(after, (decay, inputs, spread))[1]
+        decay, inputs = self._decay(), jax.vmap(self._input)(xs)
+        h = linear_recurrence(decay, inputs, starts, jax.lax.complex(carry[0], carry[1]))
         return jax.vmap(self._output)(h, xs), jnp.stack([h[-1].real, h[-1].imag])
 
     def initial_carry(self) -> Float[Array, "2 state"]:
         return jnp.zeros((2, self.nu.size), jnp.float32)
+
+
+def linear_recurrence(
+    decay: Complex[Array, " state"], inputs: Complex[Array, "steps state"], starts: Bool[Array, " steps"], h: Complex[Array, " state"]
+) -> Complex[Array, "steps state"]:
+    r"""$h_t = \lambda h_{t-1} + x_t$, and $h_t = x_t$ where an episode starts, from `h` on. Chunks of up to 32 steps are computed side by
+    side, each one step after the other; then what each hands over to the next, by an associative scan."""
+    size = math.gcd(len(inputs), 32)
+    x, fresh = inputs.reshape(-1, size, *inputs.shape[1:]), starts.reshape(-1, size)
+
+    def step(h: Any, x_and_start: Any) -> Any:
+        x, start = x_and_start
+        h = x + decay[None] * jnp.where(start[:, None], 0, h)
+        return h, h
+
+    _, within = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), (x.swapaxes(0, 1), fresh.T))
+    within, started = within.swapaxes(0, 1), jnp.cumsum(fresh, axis=1) > 0
+    powers = jnp.cumprod(jnp.broadcast_to(decay, (size, *decay.shape)), axis=0)
+
+    def after(one: Any, other: Any) -> Any:
+        (a1, b1, s1), (a2, b2, s2) = one, other
+        return jnp.where(s2, a2, a1 * a2), b2 + a2 * jnp.where(s2, 0, b1), s1 | s2
+
+    last = jnp.broadcast_to(powers[-1], within[:, -1].shape), within[:, -1], jnp.broadcast_to(started[:, -1:], within[:, -1].shape)
+    first = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), (jnp.ones_like(h), h, jnp.zeros(h.shape, bool)), last)
+    before = jax.lax.associative_scan(after, first)[1]  # each chunk
+    handed_over = powers[None] * jnp.where(started[:, :, None], 0, before[:, None])
+    return (within + handed_over).reshape(inputs.shape)

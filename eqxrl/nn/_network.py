@@ -55,12 +55,12 @@ class ActorCritic(AbstractActorCritic):
         - `actor_sees`, `critic_sees`: names of the parts of a Dict observation that each of them is shown; by default all;
         - `box`, `state_std`, `log_std_init`: how actions in a Box are distributed; see `nn.make_head`.
         """
-        actor_key, critic_key = jax.random.split(key)
+        actor_key, critic_key, *tower_keys = jax.random.split(key, 8)
         if shared and actor_sees != critic_sees:
             raise ValueError(f"shared=True, but actor_sees={actor_sees} and critic_sees={critic_sees}; what is shared sees the same")
 
-        def tower(key: Key[Array, ""], sees: Sequence[str] | None) -> tuple[Encoder, Layers, tuple[AbstractMemory, ...], int]:
-            encoder_key, before_key, memory_key = jax.random.split(key, 3)
+        def tower(keys: Sequence[Any], sees: Sequence[str] | None) -> tuple[Encoder, Layers, tuple[AbstractMemory, ...], int]:
+            encoder_key, before_key, memory_key = keys
             encoder = Encoder(
                 observation_space, only=sees, convolve=convolve, layers=convolutions, embed=embed, key=encoder_key
             )
@@ -71,10 +71,9 @@ class ActorCritic(AbstractActorCritic):
                 return encoder, before, (), sizes[-1]
             return encoder, before, (make_memory(sizes[-1], memory_size, key=memory_key),), memory_size
 
-        keys = jax.random.split(jax.random.fold_in(key, 1))
-        towers = [tower(keys[0], actor_sees)]
+        towers = [tower(tower_keys[:3], actor_sees)]
         if not shared and (actor_sees != critic_sees or jax.tree.leaves(eqx.filter(towers, eqx.is_array))):
-            towers.append(tower(keys[1], critic_sees))  # else there is nothing in it to be learned
+            towers.append(tower(tower_keys[3:], critic_sees))  # else there is nothing in it to be learned
         self.encoders, self.before, memories, sizes = zip(*towers)
         self.memories = tuple(memory for of_tower in memories for memory in of_tower)
         self.head = make_head(action_space, box=box, state_std=state_std, log_std_init=log_std_init)

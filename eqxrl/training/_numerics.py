@@ -23,7 +23,7 @@ def numerics() -> dict[str, Any]:
     device, flags = jax.devices()[0], [x.partition("=") for x in os.environ.get("XLA_FLAGS", "").split()]
     found = {name: versions()[name] for name in ("jax", "jaxlib")} | {name: getattr(jax.config, name) for name in _SETTINGS}
     found |= {"backend": device.platform, "device": device.device_kind}
-    found |= {"instructions": _instructions()} if device.platform == "cpu" else {}
+    found |= {"instructions": instructions()} if device.platform == "cpu" else {}
     return found | {name: value for name, _, value in sorted(flags) if _XLA_FLAG.fullmatch(name)}
 
 
@@ -37,7 +37,7 @@ def changes(recorded: Any) -> str:
 
 
 @functools.cache
-def _instructions() -> str:
+def instructions() -> str:
     text = _CPUINFO.read_text() if _CPUINFO.is_file() else ""
     flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
     return " ".join([platform.machine(), *sorted(set(_INSTRUCTIONS.findall(flags)))])

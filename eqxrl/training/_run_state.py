@@ -144,7 +144,7 @@ class RunState:
     def result(self) -> tuple[Any, EvalMetrics]:
         """The training state, and the evaluations, `[evals episodes]` or `[seeds evals episodes]`."""
         axis = 0 if self.num_seeds is None else 1
-        return self.state, jax.tree.map(lambda *x: jnp.stack(x, axis), *self.evaluations)
+        return self.state, jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis)), *self.evaluations)
 
 
 @eqx.filter_jit
@@ -221,10 +221,10 @@ def start(
         algo, keys = programs.spread(axes, algo, keys)
         state = programs.init(algo, axes, keys)
     else:
-        _, state = programs.spread(False if axes is False else None, None, train_state)
+        _, state = programs.spread(False if axes is False else None, None, copy(train_state))
     stopped = None if num_seeds is None else np.zeros(num_seeds, bool)
     run = RunState(
-        state=copy(state), key_impl=str(jax.random.key_impl(state.rng)), num_seeds=num_seeds, stopped=stopped,
+        state=state, key_impl=str(jax.random.key_impl(state.rng)), num_seeds=num_seeds, stopped=stopped,
         num_devices=programs.num_devices(num_seeds),
         skip_initial_evaluation=skip_initial_evaluation, first_env_step=one.env_steps(state),
         started_with=fingerprint(keys) if train_state is None else None,

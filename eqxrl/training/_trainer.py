@@ -179,7 +179,7 @@ class Trainer:
         seen: tuple = ()
         if self._listeners.hear("on_train_batch_start", "on_train_batch_end"):
             num_iterations, batch_idx = 1, run.iteration - run.epoch_started_at
-            kept = (self._algo, self.axes, jnp.int32(batch_idx))
+            kept = (self._algo, self.axes, jnp.asarray(np.int32(batch_idx)))
             # run.state stays what it was until the iteration is over, so that one that fails can be gone back to.
             collected, batch = programs.collect(kept, run.state)
             self._listeners.call("on_train_batch_start", batch, batch_idx, state=collected)
@@ -187,7 +187,7 @@ class Trainer:
             seen = (outputs, batch, batch_idx)
         else:
             num_iterations = end - run.iteration
-            run.state, outputs = programs.iterate((self._algo, self.axes, jnp.int32(num_iterations)), run.state)
+            run.state, outputs = programs.iterate((self._algo, self.axes, jnp.asarray(np.int32(num_iterations))), run.state)
         if stopped is not None:
             run.state = programs.keep(jnp.asarray(stopped), before, run.state)
         jax.block_until_ready(eqx.filter(run.state, eqx.is_array))

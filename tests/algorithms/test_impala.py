@@ -12,7 +12,7 @@ from helpers import quick_jit, same, small, with_limit
 
 from eqxrl import GAE, IMPALA, IMPALAHParams, PPOLoss, verify
 from eqxrl.algorithms import ALGORITHMS
-from eqxrl.learners import flatten, gradient_update
+from eqxrl.learners import flatten, gradient_update, init_learner_state
 
 SIZES = dict(num_envs=4, num_steps=6, num_epochs=2, num_minibatches=2)
 
@@ -61,7 +61,7 @@ def test_an_iteration_is_a_plain_loop_of_updates(impala, estimate):
     in_order = dataclasses.replace(impala.learner, permutation=lambda key, n: jnp.arange(n))
     after, state, metrics = quick_jit(in_order)(ts.agent, ts.learner_state, rollout, jax.random.key(0))
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.rmsprop(0.02, decay=0.99, eps=1e-5))
-    agent, plain, kls = ts.agent, ts.learner_state, []
+    agent, plain, kls = ts.agent, init_learner_state(optimizer, ts.agent), []
     update = quick_jit(lambda agent, state, part: gradient_update(impala.loss, optimizer, agent, state, part))
     for k in range(4):
         envs = slice(2 * (k % 2), 2 * (k % 2) + 2)

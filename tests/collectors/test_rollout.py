@@ -17,7 +17,7 @@ from eqxrl.envs import AbstractStepper, ResetWhenDone, vec_step
 from eqxrl.nn import AbstractActorCritic, ActorCriticPolicy, Categorical, NormalizedActorCritic, observe
 
 ENVS, STEPS = 3, 10
-KEY = 9  # with it some of the episodes of `memory` end at a rollout's last step, and some go on
+KEY = 4  # with it some of the episodes of `memory` end at a rollout's last step, and some go on
 
 
 class Memory(AbstractActorCritic):
@@ -54,16 +54,15 @@ def case(name):
 
 def loop(env, params, agent, key, rollouts):
     """Everything that a collector stores, and some that it doesn't, as NumPy arrays `[rollouts * steps envs ...]`."""
-    reset_key, rng = jax.random.split(key)
-    obs, states = zip(*(env.reset(k, params) for k in jax.random.split(reset_key, ENVS)), strict=True)
+    rng, *reset_keys = jax.random.split(key, 1 + ENVS)
+    obs, states = zip(*(env.reset(k, params) for k in reset_keys), strict=True)
     obs, states = list(obs), list(states)
     carries = [agent.initial_carry()] * ENVS
     space, rows = env.action_space(params), []
     for t in range(rollouts * STEPS):
         if t % STEPS == 0:
-            rng, _ = jax.random.split(rng)
-            rng, action_key, env_key = jax.random.split(rng, 3)
-            action_keys, env_keys = jax.random.split(action_key, STEPS), jax.random.split(env_key, (STEPS, 2, ENVS))
+            keys = jax.random.split(rng, 2 + STEPS + STEPS * 2 * ENVS)
+            rng, action_keys, env_keys = keys[0], keys[2 : 2 + STEPS], keys[2 + STEPS :].reshape(STEPS, 2, ENVS)
         before = jax.tree.map(lambda *x: np.stack(x), *carries)
         seen = [agent(o, c) for o, c in zip(obs, carries, strict=True)]
         distribution = jax.tree.map(lambda *x: jnp.stack(x), *(d for d, _, _ in seen))

@@ -66,7 +66,7 @@ def test_the_outermost_name_counts(agent):
 
 def test_weight_decay_leaves_statistics_alone(agent):
     """Through the default optimiser as well as through a network's own one."""
-    adamw = optax.adamw(0.1, weight_decay=1.0)
+    adamw = optax.adamw(0.1, weight_decay=4.0)
     after = quick_jit(lambda agent: two_steps(by_network(adamw, actor=adamw), agent))(agent)
     if isinstance(agent, NormalizedActorCritic):
         same(after.statistics, agent.statistics)

@@ -24,6 +24,7 @@ from eqxrl.nn import (
     evaluate,
     has_memory,
 )
+from eqxrl.nn._memory import linear_recurrence
 
 BOX, DISCRETE = spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(4)
 KINDS = {"gru": GRUActorCritic, "lstm": LSTMActorCritic, "lru": LRUActorCritic}
@@ -77,6 +78,37 @@ def test_a_sequence_is_its_steps(kind, shared):
     np.testing.assert_allclose(distribution.logits, logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(value, values, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), carry, after)
+
+
+@pytest.mark.parametrize("length", [1, 7, 32, 40, 96])
+def test_the_linear_recurrence_is_a_loop(length):
+    """Whatever chunks it is cut into; so are its gradients, also where an earlier episode ended in NaN."""
+    keys = jax.random.split(jax.random.key(length), 4)
+    decay, h = 0.9 * jnp.exp(1j * jnp.linspace(0.0, 1.0, 3)).astype(jnp.complex64), jax.random.normal(keys[0], (3,), jnp.complex64)
+    inputs, starts = jax.random.normal(keys[1], (length, 3), jnp.complex64), jax.random.bernoulli(keys[2], 0.1, (length,))
+    weights = jax.random.normal(keys[3], (length, 3))
+
+    def loop(decay, inputs, starts, h):
+        def step(h, x_and_start):
+            h = x_and_start[0] + decay * jnp.where(x_and_start[1], 0, h)
+            return h, h
+
+        return jax.lax.scan(step, h, (inputs, starts))[1]
+
+    def loss(recurrence, decay, inputs, h, starts=starts, weights=weights):
+        return jnp.sum(weights * jnp.abs(recurrence(decay, inputs, starts, h)))
+
+    def with_gradients(f):
+        return quick_jit(lambda *args: (f(args[0], args[1], starts, args[2]), jax.grad(loss, (1, 2, 3))(f, *args)))
+
+    both = [with_gradients(f) for f in (loop, linear_recurrence)]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)  # noqa: E731
+    jax.tree.map(close, both[0](decay, inputs, h), both[1](decay, inputs, h))
+    if length == 96:
+        after = jnp.arange(96) >= 50
+        late = lambda f: jax.grad(lambda x: loss(f, decay, x, h, starts.at[50].set(True), after[:, None] * weights))  # noqa: E731
+        gradient = quick_jit(late(linear_recurrence))(inputs.at[40].set(jnp.nan))
+        close(gradient[50:], quick_jit(late(loop))(inputs)[50:])
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])

@@ -40,8 +40,9 @@ def chained_keys(rng: Any, num_steps: int, num_envs: int) -> Any:
         step_key, action_key = jax.random.split(step_rng)
         return rng, (action_key, jax.vmap(jax.random.split)(jax.random.split(step_key, num_envs)).T)
 
+    rng, refresh_key = jax.random.split(rng)
     rng, keys = jax.lax.scan(step, rng, length=num_steps)
-    return rng, *keys
+    return rng, refresh_key, *keys
 
 
 class RejaxPPO(rejax.PPO):

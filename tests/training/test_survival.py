@@ -532,7 +532,7 @@ def test_what_would_change_the_numbers_is_said_once(compiled_once, finished, tmp
     Run(run.folder).fit()  # a warning would be an error
     run.policy.unlink()
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_fast_math=true --xla_dump_to=/tmp/x")
-    monkeypatch.setattr(numerics, "_instructions", lambda: "x86_64 avx")
+    monkeypatch.setattr(numerics, "instructions", lambda: "x86_64 avx")
     monkeypatch.setattr(numerics, "versions", lambda: {"jax": "9.9", "jaxlib": jax.lib.__version__})
     with pytest.warns(UserWarning) as caught, jax.default_matmul_precision("float32"):
         Run(run.folder).fit()

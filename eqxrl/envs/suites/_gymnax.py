@@ -1,7 +1,11 @@
 """gymnax: its environments reset themselves, which is undone here."""
 
+import contextlib
+import importlib
 import inspect
 import sys
+import types
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -76,7 +80,8 @@ def without_reset(env: Any) -> Any:
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    import gymnax  # takes seconds
+    with _when_used("seaborn"):  # which a file of gymnax imports for its pictures, with pandas and SciPy: more than a second
+        import gymnax  # takes a second
 
     if env_id not in gymnax.registered_envs:
         raise unknown("gymnax", env_id, gymnax.registered_envs)
@@ -95,3 +100,18 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
             f"{folder}, in place of what a broken download left there"
         ) from error
     return Gymnax(env), env_params
+
+
+@contextlib.contextmanager
+def _when_used(name: str) -> Iterator[None]:
+    """What is imported in here and imports the module gets one that isn't loaded until something of it is used."""
+    if name in sys.modules:
+        yield
+        return
+    module: Any = types.ModuleType(name)
+    module.__getattr__ = lambda attribute: getattr(importlib.import_module(name), attribute)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]

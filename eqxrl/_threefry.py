@@ -1,0 +1,62 @@
+"""JAX's default keys, whose numbers come out of a loop of many small operations on CPU, as keys that give the same numbers without one.
+Within a loop that draws little at each step that is much faster; elsewhere it only takes longer to compile."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.random import define_prng_impl, threefry_prng_impl
+from jaxtyping import Array, Key, UInt32
+
+_ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
+_UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}
+_NAME = "threefry2x32"
+
+
+def unrolled(key: Key[Array, "..."]) -> Key[Array, "..."]:
+    """A key for what `jax.random` draws with this one; itself, if it is of another kind than JAX's default."""
+    if str(jax.random.key_impl(key)) != _NAME or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
+
+
+def _hash(key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], ...]:
+    """Threefry-2x32 with 20 rounds. Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405"""
+    words = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA)
+    a, b = high + words[0], low + words[1]
+    for i in range(5):
+        for r in _ROTATIONS[i % 2]:
+            a = a + b
+            b = a ^ ((b << r) | (b >> (32 - r)))
+        a, b = a + words[(i + 1) % 3], b + words[(i + 2) % 3] + jnp.uint32(i + 1)
+    return a, b
+
+
+def _numbered(shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
+    size = math.prod(shape)
+    if size >= 2**32:
+        raise NotImplementedError(f"{size} random numbers at once are too many")
+    low = jnp.arange(size, dtype=jnp.uint32).reshape(shape)
+    return jnp.zeros_like(low), low
+
+
+def _split(key: Any, shape: tuple[int, ...]) -> Any:
+    return jnp.stack(_hash(key, *_numbered(shape)), axis=-1)
+
+
+def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
+    high, low = _hash(key, *_numbered(shape))
+    if bit_width == 64:
+        return (high.astype(jnp.uint64) << 32) | low.astype(jnp.uint64)
+    return (high ^ low).astype(_UINTS[bit_width])
+
+
+def _fold_in(key: Any, data: Any) -> Any:
+    return jnp.stack(_hash(key, jnp.uint32(0), jnp.asarray(data, jnp.uint32)))
+
+
+_UNROLLED = define_prng_impl(
+    key_shape=(2,), seed=threefry_prng_impl.seed, split=_split, random_bits=_random_bits, fold_in=_fold_in, name=f"{_NAME}_unrolled",
+    tag="unr",
+)

@@ -1,0 +1,55 @@
+"""Keys without a loop: whatever is drawn with them is what JAX draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqxrl._threefry import unrolled
+
+DRAWS = {
+    "bits": lambda key: jax.random.bits(key, (3, 5)),
+    "bits of 8": lambda key: jax.random.bits(key, (7,), jnp.uint8),
+    "bits of 16": lambda key: jax.random.bits(key, (), jnp.uint16),
+    "uniform": lambda key: jax.random.uniform(key, (4,)),
+    "normal": lambda key: jax.random.normal(key, (2, 3)),
+    "categorical": lambda key: jax.random.categorical(key, jnp.zeros((6, 4))),
+    "randint": lambda key: jax.random.randint(key, (5,), 0, 1000),
+    "permutation": lambda key: jax.random.permutation(key, 9),
+    "beta": lambda key: jax.random.beta(key, 2.0, 3.0, (4,)),
+    "split": lambda key: jax.random.key_data(jax.random.split(key, (2, 3))),
+    "fold in": lambda key: jax.random.key_data(jax.random.fold_in(key, 7)),
+    "of a key of a key": lambda key: jax.random.normal(jax.random.fold_in(jax.random.split(key, 3)[2], 2)),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_the_same_numbers(draw):
+    keys = jax.random.split(jax.random.key(3), 2)
+    np.testing.assert_array_equal(draw(unrolled(keys[0])), draw(keys[0]))
+    np.testing.assert_array_equal(jax.vmap(lambda key: draw(unrolled(key)))(keys), jax.vmap(draw)(keys))
+
+
+def test_64_bits():
+    with jax.enable_x64(True):
+        key = jax.random.key(5)
+        np.testing.assert_array_equal(jax.random.bits(unrolled(key), (4,), jnp.uint64), jax.random.bits(key, (4,), jnp.uint64))
+        np.testing.assert_array_equal(jax.random.normal(unrolled(key), (4,), jnp.float64), jax.random.normal(key, (4,), jnp.float64))
+
+
+def test_there_is_no_loop():
+    def loops(make):
+        return jax.jit(lambda key: jax.random.normal(make(key), (4,))).lower(jax.random.key(0)).compile().as_text().count(" while(")
+
+    assert loops(unrolled) == 0
+    assert jax.default_backend() != "cpu" or loops(lambda key: key) == 1
+
+
+def test_other_keys_stay_as_they_are():
+    key = jax.random.key(0, impl="rbg")
+    assert unrolled(key) is key
+    key = jax.random.key(0)
+    with jax.threefry_partitionable(False):
+        assert unrolled(key) is key
+    twice = unrolled(unrolled(key))
+    assert twice.dtype == unrolled(key).dtype != key.dtype
