@@ -1,4 +1,4 @@
-"""Trains each preset over many seeds in one vmapped call and prints what its final policies are worth: deterministic
+"""Trains each preset over many seeds at once, spread over the devices, and prints what its final policies are worth: deterministic
 evaluation, 128 episodes per seed, at real environment steps.
 
     python benchmarks/learning.py                       # every row of the table
@@ -10,11 +10,10 @@ import argparse
 import dataclasses
 import time
 
-import equinox as eqx
 import jax
 import numpy as np
 
-from eqxrl import set_cpu_flags
+from eqxrl import Trainer, set_cpu_flags
 from eqxrl.algorithms import AbstractAlgorithm, preset
 from eqxrl.viz import iqm
 
@@ -43,7 +42,7 @@ def judge(algo: AbstractAlgorithm, seeds: int, seed: int = 0) -> tuple[np.ndarra
     algo = dataclasses.replace(algo, hp=dataclasses.replace(algo.hp, eval_freq=algo.hp.total_timesteps))
     start = time.perf_counter()
     keys = jax.random.split(jax.random.key(seed), seeds)
-    ts, metrics = eqx.filter_vmap(lambda key: algo.train(key, skip_initial_evaluation=True))(keys)
+    ts, metrics = Trainer().fit(algo, keys, skip_initial_evaluation=True)
     worth = np.asarray(metrics.cumulative_reward[:, -1].mean(-1))
     return worth, int(algo.env_steps(ts)), time.perf_counter() - start
 

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 CORE = {"advantages", "buffers", "collectors", "evaluators", "learners", "losses", "nn"} | {
     f"test_{name}.py" for name in ("spaces", "structs", "typing")
 }
-PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxrl" / "programs"
+PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxrl" / "test-programs"
 MAX_BYTES = 2**30
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -26,6 +26,7 @@ LOSS, DIST, NORM = "losses/_ppo.py", "nn/_distributions.py", "nn/_normalize.py"
 ACTING, ROLLOUT, SCALING = "collectors/_base.py", "collectors/_rollout.py", "collectors/_reward_scaling.py"
 RUN, ITERATION, PPO = "algorithms/_base.py", "algorithms/_on_policy.py", "algorithms/_ppo.py"
 LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learners/_permutation.py"
+CLIPPED = "learners/_clipped.py"
 EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py", "collectors/_transitions.py"
 DQN, BUFFER, ENCODE = "algorithms/_dqn.py", "buffers/_uniform.py", "nn/_encode.py"
 POLICY, MEMORY, MASKED, LAYERS = "nn/_actor_critic.py", "nn/_memory.py", "nn/_masked.py", "nn/_layers.py"
@@ -62,14 +63,14 @@ BUGS = [
     ("the budget is overrun", RUN, "math.ceil(self.hp.total_timesteps / self.iteration_size)", "1 + math.ceil(self.hp.total_timesteps / self.iteration_size)"),
     ("one permutation for all epochs", LEARNER, "key, permutation_key = jax.random.split(key)", "permutation_key = key"),
     ("the last minibatch is left out", LEARNER, ".reshape(self.num_minibatches, -1)", ".reshape(self.num_minibatches, -1)[:-1]"),
-    ("clipping of elements, not of the norm", PPO, "optax.clip_by_global_norm(self.hp.max_grad_norm)", "optax.clip(self.hp.max_grad_norm)"),
-    ("max_grad_norm is never used", PPO, "optax.clip_by_global_norm(self.hp.max_grad_norm)", "optax.identity()"),
+    ("clipping of elements, not of the norm", CLIPPED, "optax.clip_by_global_norm(max_grad_norm)", "optax.clip(max_grad_norm)"),
+    ("max_grad_norm is never used", CLIPPED, "optax.clip_by_global_norm(max_grad_norm)", "optax.identity()"),
     ("a schedule's horizon omits minibatches", PPO, " * self.num_epochs * self.num_minibatches", " * self.num_epochs"),
     ("schedules stand still", UPDATE, "num_updates=one_more(state.num_updates)", "num_updates=state.num_updates"),
     ("some samples twice, others never", SHUFFLE, "_mix(jnp.maximum(index, partner) ^ salt)", "_mix(index ^ salt)"),
     ("the clipped action is stored", ROLLOUT, "action=acted.action,", "action=__import__('eqxrl').spaces.to_env_action(env.action_space(env_params), acted.action),"),
     ("the observation after the reset is bootstrapped", ROLLOUT, "after.final_obs, carry", "after.obs, carry"),
-    ("one key for two uses", ACTING, "jax.random.split(env_key, (", "jax.random.split(action_key, ("),
+    ("one key for two uses", ACTING, "keys[2 + num_steps :]", "keys[2:-num_steps]"),
     ("hidden states survive the end of an episode", ACTING, "select(done, policy.initial_carry(), carry)", "carry"),
     ("episode returns run on", ACTING, "jnp.where(ended, 0, before) + since", "before + since"),
     ("scaled returns run on over the end", SCALING, "jnp.where(done, 0.0, running), running", "running, running"),
@@ -84,8 +85,8 @@ BUGS = [
     ("learning forgets a step too early", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[trajectory.done]"),
     ("a sequence of a cell never forgets", MEMORY, "self(x, forgetting(start, self.initial_carry(), carry))", "self(x, carry)"),
     ("forgetting multiplies by 0", MEMORY, "jnp.where(starts, a, b)", "jnp.where(starts, a, 0) + b * (1 - starts)"),
-    ("the linear recurrence never forgets", MEMORY, "jnp.where(s2, b2, a2 * b1 + b2)", "a2 * b1 + b2"),
-    ("the linear recurrence forgets before the first step", MEMORY, "inputs.at[0].add(first)", "inputs.at[0].add(0 * first)"),
+    ("the linear recurrence never forgets", MEMORY, "decay[None] * jnp.where(start[:, None], 0, h)", "decay[None] * h"),
+    ("the linear recurrence forgets before the first step", MEMORY, "(jnp.ones_like(h), h, jnp", "(jnp.ones_like(h), 0 * h, jnp"),
     ("a rollout remembers from its end", ROLLOUT, "state.last_obs, initial_carry, episodes", "state.last_obs, state.carry, episodes"),
     ("last values with a fresh memory", ITERATION, "(batch.last_obs, carry)", "(batch.last_obs, jax.tree.map(jnp.zeros_like, carry))"),
     ("final values with a memory from the rollout's beginning", ROLLOUT, "after.final_obs, carry, after", "after.final_obs, initial_carry, after"),
