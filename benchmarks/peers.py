@@ -4,6 +4,8 @@ each. rejax is among the test extra; PureJaxRL has no package, so clone it and s
     python benchmarks/peers.py                                 # rejax alone
     python benchmarks/peers.py --purejaxrl path/to/purejaxrl   # both
     python benchmarks/peers.py "4 x 128" --runs 15             # one configuration
+    python benchmarks/peers.py --gpu                           # configurations for a GPU
+    python benchmarks/peers.py --gpu --fraction 0.01           # the same, with a hundredth of the seeds, environments and iterations
 
 Env steps per second, without compilation; seconds to trace and compile; and eqxrl's against the fastest peer's. `peak` is the share of the
 arithmetic that the machine has been seen to do, in a product of large matrices on as many devices, which eqxrl's networks use. Seeds of
@@ -64,6 +66,20 @@ CASES = [
     Case("16 seeds of 4 x 128", "CartPole-v1", 4, 128, 4, 4, 30, 16),
     Case("8 seeds of 8 x 32", "CartPole-v1", 8, 32, 1, 20, 30, 8),
 ]
+
+
+GPU_CASES = [
+    Case("2048 agents, 5e5 steps", "CartPole-v1", 4, 128, 4, 4, 977, 2048),
+    Case("4096 x 128", "CartPole-v1", 4096, 128, 4, 4, 20),
+    Case("Breakout 64 x 128, 1e7 steps", "Breakout-MinAtar", 64, 128, 8, 4, 1221),
+]
+
+
+def smaller(case: Case, fraction: float) -> Case:
+    """Of a GPU's: enough to see that it runs."""
+    few = lambda n: max(2, round(n * fraction))  # noqa: E731
+    seeds = case.seeds and few(case.seeds)
+    return dataclasses.replace(case, seeds=seeds, num_envs=max(4, round(case.num_envs * fraction)), iterations=few(case.iterations))
 
 
 class FiveValues:
@@ -190,20 +206,22 @@ def main() -> None:
     parser.add_argument("case", nargs="?", help="only configurations whose name begins like this")
     parser.add_argument("--purejaxrl", type=Path, help="a clone of it")
     parser.add_argument("--runs", type=int, default=7, help="of each, after one that warms up")
+    parser.add_argument("--gpu", action="store_true", help="the configurations for a GPU")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of a GPU's configurations")
     args = parser.parse_args()
     fastest = peak()
     print(f"{args.runs} runs of each, in turn; {len(jax.devices())} devices of {fastest / 1e9:.0f} GFLOP/s\n")
     print("| env steps/s | rejax | PureJaxRL | eqxrl | ratio | peak | compile: rejax | PureJaxRL | eqxrl | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for case in CASES:
+    for case in [smaller(case, args.fraction) for case in GPU_CASES] if args.gpu else CASES:
         if args.case is None or case.name.startswith(args.case):
             print(row(case, args, fastest), flush=True)
 
 
 def row(case: Case, args: argparse.Namespace, fastest: float) -> str:
     trains: dict[str, Train] = {"rejax": rejax_train(case)}
-    # PureJaxRL's vmapped initialisation waits for itself in XLA's pool of threads on CPU (a batched QR), so it has no seeds.
-    if args.purejaxrl and "Pendulum" not in case.env_id and case.seeds is None:
+    # PureJaxRL's vmapped initialisation waits for itself in XLA's pool of threads on CPU (a batched QR), so it has no seeds there.
+    if args.purejaxrl and "Pendulum" not in case.env_id and (case.seeds is None or jax.default_backend() != "cpu"):
         trains["PureJaxRL"] = purejaxrl_train(args.purejaxrl, case)
     trains["eqxrl"] = eqxrl_train(case)
     runs, compiling = {}, {}

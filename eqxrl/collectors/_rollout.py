@@ -44,7 +44,8 @@ class RolloutCollector(AbstractCollector[AbstractActorCritic, TrajectoryWithLast
         end, acted = jax.lax.scan(*loop)
         state, episodes = acted_until(state, end, acted)
         distribution, value = acted.remembered
-        if not has_memory(policy):  # all at once is cheaper than step by step
+        # All at once is cheaper than step by step, except for images: their layers fill the memory, and mostly serve policy and critic.
+        if not has_memory(policy) and all(x.ndim <= 3 for x in jax.tree.leaves(acted.obs)):
             value = jax.vmap(jax.vmap(lambda obs: policy(obs, ())[1]))(acted.obs)
         trajectories = Trajectory(
             obs=acted.obs, action=acted.action, log_prob=distribution.log_prob(acted.action), value=value, reward=acted.reward,
