@@ -29,8 +29,7 @@ import jax
 
 from eqxrl import PPO, MLPActorCritic, PPOHParams, set_cpu_flags
 
-set_cpu_flags()
-jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))  # gymnax starts the backend on import
+set_cpu_flags(num_devices=min(2, os.cpu_count() or 1))  # before gymnax, which starts the backend on import
 
 import equinox as eqx  # noqa: E402
 import gymnax  # noqa: E402

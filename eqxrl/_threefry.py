@@ -33,20 +33,24 @@ def _hash(key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array
     return a, b
 
 
-def _numbered(shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
-    size = math.prod(shape)
-    if size >= 2**32:
-        raise NotImplementedError(f"{size} random numbers at once are too many")
-    low = jnp.arange(size, dtype=jnp.uint32).reshape(shape)
-    return jnp.zeros_like(low), low
+def _many(shape: tuple[int, ...]) -> bool:
+    """More than one word counts: JAX's own loop draws them, which is no longer dear then."""
+    return math.prod(shape) >= 2**32
+
+
+def _hashes(key: Any, shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], ...]:
+    numbers = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    return _hash(key, jnp.zeros_like(numbers), numbers)
 
 
 def _split(key: Any, shape: tuple[int, ...]) -> Any:
-    return jnp.stack(_hash(key, *_numbered(shape)), axis=-1)
+    return threefry_prng_impl.split(key, shape) if _many(shape) else jnp.stack(_hashes(key, shape), axis=-1)
 
 
 def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
-    high, low = _hash(key, *_numbered(shape))
+    if _many(shape):
+        return threefry_prng_impl.random_bits(key, bit_width, shape)
+    high, low = _hashes(key, shape)
     if bit_width == 64:
         return (high.astype(jnp.uint64) << 32) | low.astype(jnp.uint64)
     return (high ^ low).astype(_UINTS[bit_width])

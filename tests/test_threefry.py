@@ -53,3 +53,10 @@ def test_other_keys_stay_as_they_are():
         assert unrolled(key) is key
     twice = unrolled(unrolled(key))
     assert twice.dtype == unrolled(key).dtype != key.dtype
+
+
+def test_more_numbers_than_a_word_counts():
+    """Of shapes alone, since they would fill the memory."""
+    shape = (2**31, 2)
+    assert jax.eval_shape(lambda key: jax.random.bits(unrolled(key), shape, jnp.uint8), jax.random.key(0)).shape == shape
+    assert jax.eval_shape(lambda key: jax.random.split(unrolled(key), shape), jax.random.key(0)).shape == shape

@@ -42,7 +42,8 @@ def _normals(key: Key[Array, ""], shapes: Sequence[tuple[int, ...]]) -> list[Flo
 
 
 def _orthogonal(noise: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
-    """Uniform among the matrices with orthonormal rows, or columns if those are fewer, given standard normal numbers."""
+    """Uniform among the matrices with orthonormal rows, or columns if those are fewer, given standard normal numbers, which JAX's own
+    initialiser draws by itself."""
     if noise.shape[0] < noise.shape[1]:
         return _orthogonal(noise.T).T
     # One after the other under vmap: jaxlib's batched QR waits, on a thread of XLA's pool, for other threads of that pool, and two
