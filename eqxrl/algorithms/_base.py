@@ -1,5 +1,6 @@
 import abc
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,7 +17,7 @@ from eqxrl._xla import forget_programs_if_many
 from eqxrl.algorithms._bitwise import all_outputs, traced_bounds
 from eqxrl.algorithms._finite import warn_unless_finite
 from eqxrl.algorithms._hparams import AbstractHParams
-from eqxrl.algorithms._parts import Part, check_names, check_read, check_sizes, name_of, part, watched
+from eqxrl.algorithms._parts import Part, Reads, check_names, check_read, check_sizes, name_of, part, watched
 from eqxrl.envs import as_environment, check_spaces, env_name, make
 from eqxrl.evaluators import AbstractEvaluator, EpisodeEvaluator
 from eqxrl.nn import AbstractPolicy, has_memory
@@ -126,13 +127,11 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         arrays, static = eqx.partition(ts, eqx.is_array)
 
         def one(arrays, i):
-            ts, batch = self.get_batch(eqx.combine(arrays, static), i)
-            ts, metrics = self.training_step(i, ts, batch)
+            ts, metrics, _ = iterated(self, eqx.combine(arrays, static), i)
             return eqx.filter(ts, eqx.is_array), metrics
 
-        # Traced once, for the loop and for the shapes of what is summed in it.
-        one = eqx.filter_closure_convert(one, arrays, jnp.int32(0))
         _, metrics = eqx.filter_eval_shape(one, arrays, jnp.int32(0))
+
         def add(i, carried):
             arrays, metrics = one(carried[0], i)
             return arrays, jax.tree.map(add_exactly, carried[1], metrics, is_leaf=lambda x: isinstance(x, tuple))
@@ -246,53 +245,65 @@ class Actor(eqx.Module):
 def _train(
     algo: AbstractAlgorithm, rng: Key[Array, ""] | None, ts: Any, skip_initial_evaluation: bool
 ) -> tuple[Any, EvalMetrics, TrainStepMetrics]:
-    ts = algo.init_train_state(rng) if ts is None else ts  # pyright: ignore[reportArgumentType]
+    ts = started(algo, rng)[0] if ts is None else ts
     arrays, static = eqx.partition(ts, eqx.is_array)
 
     def chunk(arrays, num_iterations):
         ts, metrics = algo.iterations(eqx.combine(arrays, static), num_iterations)
-        return eqx.filter(ts, eqx.is_array), (algo.eval_callback(ts), metrics)
+        return eqx.filter(ts, eqx.is_array), (evaluated(algo, ts)[0], metrics)
 
     arrays, (evaluations, metrics) = jax.lax.scan(chunk, arrays, jnp.asarray(algo.chunks))
     if not skip_initial_evaluation:
-        first = algo.eval_callback(ts)
+        first = evaluated(algo, ts)[0]
         evaluations = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, evaluations)
     return all_outputs(eqx.combine(arrays, static), evaluations, metrics)
 
 
-_MOST_TRACED = 256
-_TRACED: dict[Any, tuple[set[str], set[str]]] = {}
-"""What was read of algorithms that were traced before: those that are equal but for the values of their arrays are traced once."""
+def _traced_once(f: Callable) -> Any:
+    """Whatever programs it is part of, `f` is traced once for algorithms that are equal but for the values of their arrays."""
+    return eqx.filter_jit(f, inline=True)  # pyright: ignore[reportCallIssue]
 
 
-def names_read(algo: AbstractAlgorithm) -> tuple[set[str], set[str]]:
-    """Traces one iteration and one evaluation, without running anything. **Returns:** which hyperparameters and parts were read."""
+# Each of these also returns which hyperparameters and parts it reads.
+
+
+@_traced_once
+def started(algo: AbstractAlgorithm, rng: Any) -> tuple[Any, Reads]:
+    algo, reads = watched(algo)
+    return algo.init_train_state(rng), reads()
+
+
+@_traced_once
+def iterated(algo: AbstractAlgorithm, ts: Any, i: Int[Array, ""]) -> tuple[Any, TrainStepMetrics, Reads]:
+    algo, reads = watched(algo)
+    ts, metrics = algo.iteration(ts, i)
+    return ts, metrics, reads()
+
+
+@_traced_once
+def evaluated(algo: AbstractAlgorithm, ts: Any) -> tuple[EvalMetrics, Reads]:
+    algo, reads = watched(algo)
+    return algo.eval_callback(ts), reads()
+
+
+def names_read(algo: AbstractAlgorithm) -> Reads:
+    """Traces the start, one iteration and one evaluation, without running anything."""
     arrays, static = eqx.partition(algo, eqx.is_array)
-    leaves, treedef = jax.tree.flatten(static)
-    key = (treedef, *leaves, *((x.shape, x.dtype) for x in jax.tree.leaves(arrays)))
-    try:
-        if key in _TRACED:
-            return _TRACED[key]
-    except TypeError:  # something in it can't be hashed
-        key = None
-    read: list[set[str]] = []
+    read: list[Reads] = []
     if not any(isinstance(x, Tracer) for x in jax.tree.leaves(arrays)):  # else this is within a program
         forget_programs_if_many()
 
-    def program(arrays: Any, rng: Key[Array, ""]) -> Any:
-        algo, *reads = watched(eqx.combine(arrays, static))
-        read.extend(reads)
-        ts = algo.init_train_state(rng)
-        after, metrics = algo.iteration(ts, jnp.int32(0))
+    def program(arrays: Any, rng: Key[Array, ""]) -> None:
+        algo = eqx.combine(arrays, static)
+        ts, at_start = started(algo, rng)
+        after, _, in_iteration = iterated(algo, ts, jnp.int32(0))
         _check_state(algo, ts, after)
-        return algo.chunks.size, eqx.filter((after, metrics, algo.eval_callback(after)), eqx.is_array)
+        watching, reads = watched(algo)
+        _ = watching.chunks.size  # read on the host
+        read.extend((at_start, in_iteration, evaluated(algo, after)[1], reads()))
 
     eqx.filter_eval_shape(program, arrays, jax.random.key(0))
-    if len(_TRACED) >= _MOST_TRACED:
-        _TRACED.clear()
-    if key is not None:
-        _TRACED[key] = (read[0], read[1])
-    return read[0], read[1]
+    return frozenset().union(*(hp for hp, _ in read)), frozenset().union(*(parts for _, parts in read))
 
 
 def _check_state(algo: AbstractAlgorithm, before: Any, after: Any) -> None:

@@ -22,6 +22,9 @@ from jax.core import Tracer
 
 from eqxrl._typing import T, describe
 
+Reads = tuple[frozenset[str], frozenset[str]]
+"""The names of the hyperparameters and of the parts that a program reads."""
+
 
 class Part(property):
     """A part, as a read-only attribute of the algorithm."""
@@ -107,15 +110,15 @@ class _Watched:
         return self.original.get(name)
 
 
-def watched(algo: T) -> tuple[T, set[str], set[str]]:
-    """The algorithm, and the names of the hyperparameters and of the parts that will have been read from it."""
+def watched(algo: T) -> tuple[T, Callable[[], Reads]]:
+    """The algorithm, and a function that tells what has been read from it so far."""
     hp_read, parts_read = set(), set()
     original: Any = algo
     watching = _Watched(original.hp, hp_read), _Watched(original.parts, parts_read)
-    return eqx.tree_at(lambda a: (a.hp, a.parts), algo, watching), hp_read, parts_read
+    return eqx.tree_at(lambda a: (a.hp, a.parts), algo, watching), lambda: (frozenset(hp_read), frozenset(parts_read))
 
 
-def check_read(algo: Any, hp_read: set[str], parts_read: set[str]) -> None:
+def check_read(algo: Any, hp_read: frozenset[str], parts_read: frozenset[str]) -> None:
     """**Raises:** `ValueError` for a part that was passed, or a hyperparameter that was set, and isn't used."""
     for name in algo.parts:
         if name not in parts_read:

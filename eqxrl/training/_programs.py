@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl._typing import Scalar, Schedule, T, describe
 from eqxrl.algorithms import AbstractAlgorithm
+from eqxrl.algorithms._base import evaluated, started
 
 Kept = tuple[AbstractAlgorithm, PyTree, Int[Array, ""]]
 """An algorithm, its axes, and a number (of iterations, or of the iteration)."""
@@ -132,7 +133,7 @@ def on_one_device(tree: T) -> T:
 
 @eqx.filter_jit
 def init(algo: AbstractAlgorithm, axes: PyTree, keys: Key[Array, "..."]) -> Any:
-    return for_each(lambda algo, key: algo.init_train_state(key), algo, axes, keys)
+    return for_each(lambda algo, key: started(algo, key)[0], algo, axes, keys)
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -155,7 +156,7 @@ def learn(kept: tuple[Kept, Any], state: Any) -> tuple[Any, TrainStepMetrics]:
 
 @eqx.filter_jit
 def evaluate(algo: AbstractAlgorithm, axes: PyTree, state: Any) -> EvalMetrics:
-    return for_each(lambda algo, state: algo.eval_callback(state), algo, axes, state)
+    return for_each(lambda algo, state: evaluated(algo, state)[0], algo, axes, state)
 
 
 @eqx.filter_jit
