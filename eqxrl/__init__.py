@@ -19,6 +19,7 @@ from eqxrl._schedules import LinearSchedule as LinearSchedule
 from eqxrl._structs import AdvantageMinibatch as AdvantageMinibatch
 from eqxrl._structs import EpisodeStats as EpisodeStats
 from eqxrl._structs import EvalMetrics as EvalMetrics
+from eqxrl._structs import Replayed as Replayed
 from eqxrl._structs import TrainStepMetrics as TrainStepMetrics
 from eqxrl._structs import Trajectory as Trajectory
 from eqxrl._structs import TrajectoryCollectionState as TrajectoryCollectionState

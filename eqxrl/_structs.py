@@ -158,6 +158,17 @@ class Transition(AbstractSteps):
 
 
 @typed
+class Replayed(Transition):
+    """Transitions `[batch]` as an off-policy algorithm learns from them. Of several steps, `reward` is the discounted sum of theirs, and
+    `next_obs`, `terminated` and `truncated` are the last one's."""
+
+    discount: Float[Array, "*batch"]
+    """What the value of `next_obs` counts for, had the MDP not ended there: gamma to the power of the number of steps."""
+    weight: Float[Array, "*batch"]
+    """What each counts for in a mean: 1, unless the buffer draws some more often than others."""
+
+
+@typed
 class Transitions(eqx.Module):
     """What was collected for a replay buffer."""
 

@@ -24,7 +24,7 @@ from eqxrl import (
     UniformBuffer,
 )
 from eqxrl.advantages import next_values
-from eqxrl.buffers import AbstractBuffer
+from eqxrl.buffers import AbstractBuffer, Drawn
 from eqxrl.envs import AbstractStepper, AbstractWrapper, ResetWhenDone
 from eqxrl.learners import LearnerState, flatten, gradient_update, init_learner_state, swap_or_not
 from eqxrl.nn import AbstractActorCritic, AbstractDistribution, Categorical, DiagGaussian, observe
@@ -590,7 +590,11 @@ class Buffer(AbstractBuffer):
 
 
 def _draw(state, index):
-    return jax.tree.map(lambda x: x[index], state.rows)
+    return drawn(jax.tree.map(lambda x: x[index], state.rows), index)
+
+
+def drawn(rows, index):
+    return Drawn(rows=rows, index=index, weight=jnp.ones(index.shape))
 
 
 def _whole_capacity(buffer, state, key):
@@ -600,7 +604,8 @@ def _whole_capacity(buffer, state, key):
 def _leaves_apart(buffer, state, key):
     leaves, treedef = jax.tree.flatten(state.rows)
     keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten([x[jax.random.randint(k, (16,), 0, state.size)] for k, x in zip(keys, leaves)])
+    rows = treedef.unflatten([x[jax.random.randint(k, (16,), 0, state.size)] for k, x in zip(keys, leaves)])
+    return drawn(rows, jnp.arange(16))
 
 
 def _overwrites_the_newest(buffer, state, rows):
@@ -628,7 +633,7 @@ BUFFERS = {
             state, jax.random.randint(key, (16,), 0, state.size) + 0 * jax.random.randint(key, (16,), 0, 2)
         )
     ),
-    "a batch of steps": Buffer(change_sample=lambda buffer, state, key: buffer.sample(state, key)["number"]),
+    "a batch of steps": Buffer(change_sample=lambda buffer, state, key: buffer.sample(state, key).index),
     "Python's state": Buffer(
         change_sample=lambda buffer, state, key: _draw(state, (jax.random.randint(key, (16,), 0, state.size) + next(COUNTER)) % state.size)
     ),

@@ -2,42 +2,25 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from eqxrl._structs import Transition
+from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
-from eqxrl.algorithms._hparams import AbstractHParams
-from eqxrl.algorithms._off_policy import AbstractOffPolicy
+from eqxrl.algorithms._off_policy import AbstractOffPolicy, OffPolicyHParams
 from eqxrl.algorithms._parts import part
-from eqxrl.buffers import AbstractBuffer, UniformBuffer
-from eqxrl.collectors import AbstractCollector, TransitionCollector
 from eqxrl.learners import clipped
 from eqxrl.nn import EpsilonGreedy, QNetwork, value_of
 
 
-class DQNHParams(AbstractHParams):
+class DQNHParams(OffPolicyHParams):
     """How a DQN is configured; see `PPOHParams`."""
 
-    num_envs: int = field(default=8)
-    """Environments that are stepped at once."""
-    num_steps: int = field(default=4)
-    """Steps of each environment in an iteration."""
-    updates_per_iteration: int = field(default=4)
-    """Gradient updates after these steps."""
-    buffer_size: int = field(default=50_000)
-    """Newest transitions that are kept."""
-    batch_size: int = field(default=64)
-    """Transitions in a gradient update."""
-    learning_starts: int = field(default=1_000, metadata={"at_least": 0})
-    """Env steps with random actions, before the first update."""
     target_update_freq: int = field(default=500)
     """Gradient updates between copies of the network to the target network."""
     double: bool = field(default=True)
     """Let the network choose the next action that the target network values (van Hasselt et al. 2016)."""
     learning_rate: Schedule = field(default=1e-3, converter=as_schedule, metadata=within(0.0))
     """Adam's step size."""
-    gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))
-    """The discount of a reward one step later."""
     max_grad_norm: Scalar = field(default=10.0, metadata=within(0.0))
     """Global norm that gradients are clipped to."""
     epsilon_start: Scalar = field(default=1.0, metadata=within(0.0, 1.0))
@@ -46,11 +29,6 @@ class DQNHParams(AbstractHParams):
     """The same after `exploration_fraction` of the run, linear in between."""
     exploration_fraction: Scalar = field(default=0.2, metadata=within(0.0, 1.0, open_low=True))
     """Part of the run in which exploration decreases."""
-
-    @property
-    def num_updates(self) -> int:
-        """Gradient updates in a run of `total_timesteps`, at most."""
-        return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.updates_per_iteration
 
 
 @typed
@@ -72,14 +50,6 @@ class DQN(AbstractOffPolicy):
     def q_network(self):
         return QNetwork
 
-    @part(AbstractCollector)
-    def collector(self):
-        return TransitionCollector(num_envs=self.hp.num_envs, num_steps=self.hp.num_steps)
-
-    @part(AbstractBuffer)
-    def buffer(self):
-        return UniformBuffer(capacity=self.hp.buffer_size, batch_size=self.hp.batch_size)
-
     @part(optax.GradientTransformation)
     def optimizer(self):
         return clipped(self.hp.max_grad_norm, optax.adam(self.hp.learning_rate))
@@ -97,22 +67,22 @@ class DQN(AbstractOffPolicy):
         return EpsilonGreedy(learner.q, jnp.where(env_steps < hp.learning_starts, 1.0, epsilon))
 
     def update(
-        self, learner: DQNLearner, batch: Transition, num_updates: Int[Array, ""], key: Key[Array, ""]
-    ) -> tuple[DQNLearner, dict[str, Scalar]]:
+        self, learner: DQNLearner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[DQNLearner, Float[Array, " batch"], dict[str, Scalar]]:
         copy = num_updates % self.hp.target_update_freq == 0
         target = jax.tree.map(lambda t, q: jnp.where(copy, q, t) if eqx.is_array(q) else t, learner.target, learner.q)
         next_value = jax.vmap(target)(batch.next_obs)
         choice = jax.vmap(learner.q)(batch.next_obs) if self.hp.double else next_value
         following = jnp.where(batch.terminated, 0.0, value_of(next_value, jnp.argmax(choice, axis=-1)))
-        targets = batch.reward + self.hp.gamma * following
+        targets = batch.reward + batch.discount * following
         params, static = eqx.partition(learner.q, eqx.is_inexact_array)
 
         def loss(params):
             value = value_of(jax.vmap(eqx.combine(params, static))(batch.obs), batch.action)
-            return jnp.mean(optax.huber_loss(value, targets)), jnp.mean(value)
+            return jnp.mean(batch.weight * optax.huber_loss(value, targets)), value
 
-        (value_loss, mean_value), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (value_loss, value), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt_state = self.optimizer.update(grads, learner.opt_state, params)
         q = eqx.combine(optax.apply_updates(params, updates), static)
-        metrics = dict(value_loss=value_loss, value=mean_value, grad_norm=optax.tree.norm(grads))
-        return DQNLearner(q=q, target=target, opt_state=opt_state), metrics
+        metrics = dict(value_loss=value_loss, value=jnp.mean(value), grad_norm=optax.tree.norm(grads))
+        return DQNLearner(q=q, target=target, opt_state=opt_state), jnp.abs(value - targets), metrics

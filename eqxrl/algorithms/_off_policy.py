@@ -6,16 +6,44 @@ from typing import Any, Generic
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from eqxrl._structs import TrainStepMetrics, TrajectoryCollectionState, Transition, Transitions
-from eqxrl._typing import KeyLike, Scalar, TEnvState, as_key, one_more, typed, validate
+from eqxrl._structs import Replayed, TrainStepMetrics, TrajectoryCollectionState, Transitions
+from eqxrl._typing import KeyLike, Scalar, TEnvState, as_key, field, one_more, typed, validate, within
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._bitwise import tied_to
 from eqxrl.algorithms._finite import assert_finite
-from eqxrl.buffers import AbstractBuffer, BufferState
-from eqxrl.collectors import AbstractCollector
+from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.algorithms._parts import part
+from eqxrl.buffers import AbstractBuffer, BufferState, UniformBuffer, replayed
+from eqxrl.collectors import AbstractCollector, TransitionCollector
 from eqxrl.nn import AbstractPolicy
+
+
+class OffPolicyHParams(AbstractHParams):
+    """What off-policy algorithms have in common."""
+
+    num_envs: int = field(default=8)
+    """Environments that are stepped at once."""
+    num_steps: int = field(default=4)
+    """Steps of each environment in an iteration."""
+    updates_per_iteration: int = field(default=4)
+    """Gradient updates after these steps."""
+    buffer_size: int = field(default=50_000)
+    """Newest transitions that are kept."""
+    batch_size: int = field(default=64)
+    """Transitions in a gradient update."""
+    learning_starts: int = field(default=1_000, metadata={"at_least": 0})
+    """Env steps with random actions, before the first update."""
+    n_step: int = field(default=1)
+    """Steps whose rewards are summed before a value is trusted."""
+    gamma: Scalar = field(default=0.99, metadata=within(0.0, 1.0))
+    """The discount of a reward one step later."""
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient updates in a run of `total_timesteps`, at most."""
+        return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.updates_per_iteration
 
 
 @typed
@@ -39,9 +67,6 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
     """Keeps what it has seen in a buffer and learns from samples of it: collect, add, then `updates_per_iteration` times sample and
     update; no update before `learning_starts` env steps."""
 
-    collector: eqx.AbstractVar[AbstractCollector]
-    buffer: eqx.AbstractVar[AbstractBuffer]
-
     @abc.abstractmethod
     def init_learner(self, key: Key[Array, ""]) -> PyTree:
         """Networks, target networks and optimisers before training."""
@@ -52,11 +77,19 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
 
     @abc.abstractmethod
     def update(
-        self, learner: PyTree, batch: Transition, num_updates: Int[Array, ""], key: Key[Array, ""]
-    ) -> tuple[PyTree, dict[str, Scalar]]:
-        """One gradient step on a batch `[batch]`, after `num_updates` of them, and metrics by name."""
+        self, learner: PyTree, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[PyTree, Float[Array, " batch"], dict[str, Scalar]]:
+        """One gradient step on a batch `[batch]`, after `num_updates` of them; how far each value was off its target; metrics by name."""
 
-    # Everything below is final. The hyperparameters have `learning_starts` and `updates_per_iteration`.
+    # Everything below is final. The hyperparameters are `OffPolicyHParams`.
+
+    @part(AbstractCollector)
+    def collector(self):
+        return TransitionCollector(num_envs=self.hp.num_envs, num_steps=self.hp.num_steps)
+
+    @part(AbstractBuffer)
+    def buffer(self):
+        return UniformBuffer(capacity=self.hp.buffer_size, batch_size=self.hp.batch_size)
 
     def init_train_state(self, rng: KeyLike) -> OffPolicyState:
         """The state before training; `rng` is a key or a seed. The networks' key and the environments' are separate."""
@@ -92,11 +125,14 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
         arrays, static = eqx.partition(ts.learner, eqx.is_array)
 
         def one(carried, key):
-            arrays, n = carried
+            arrays, n, priorities = carried  # of the buffer, only what changes: its rows are many
             sample_key, update_key = jax.random.split(key)
-            sample = self.buffer.sample(buffer_state, sample_key)
-            learner, metrics = self.update(eqx.combine(arrays, static), sample, n, update_key)
-            return (eqx.filter(learner, eqx.is_array), one_more(n)), metrics
+            buffered = dataclasses.replace(buffer_state, priorities=priorities)
+            drawn = self.buffer.sample(buffered, sample_key)
+            batch = replayed(buffered, drawn, self.hp.gamma, self.hp.n_step)
+            learner, errors, metrics = self.update(eqx.combine(arrays, static), batch, n, update_key)
+            priorities = self.buffer.reweigh(buffered, drawn.index, errors).priorities
+            return (eqx.filter(learner, eqx.is_array), one_more(n), priorities), metrics
 
         def learn(carried):
             carried, metrics = jax.lax.scan(one, carried, jax.random.split(key, num_updates))
@@ -107,7 +143,8 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
             return carried, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
         ready = ts.num_iterations >= math.ceil(self.hp.learning_starts / self.iteration_size)
-        (arrays, n), metrics = jax.lax.cond(ready, learn, wait, (arrays, ts.num_updates))
+        (arrays, n, priorities), metrics = jax.lax.cond(ready, learn, wait, (arrays, ts.num_updates, buffer_state.priorities))
+        buffer_state = dataclasses.replace(buffer_state, priorities=priorities)
         learner = eqx.combine(arrays, static)
         if self.hp.debug:
             learner = assert_finite(learner, batch=batch, metrics=metrics, learner=learner)

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from eqxrl._structs import Transition
+from eqxrl._structs import Replayed
 from eqxrl._typing import describe
 from eqxrl.algorithms import AbstractOffPolicy
-from eqxrl.buffers import AbstractBuffer
+from eqxrl.buffers import AbstractBuffer, Drawn
 from eqxrl.verification._copies import moved, with_fields
 from eqxrl.verification._laws import AbstractLaws, NotApplicable, close, law, quick_jit, same, same_arrays
 from eqxrl.verification._learners import opt_state_goes_on
@@ -34,6 +34,9 @@ class BufferLaws(AbstractLaws):
         state = self.add(state, start)
         return state, self.part.sample(state, key)
 
+    def rows(self, state: Any, key: Any) -> Any:
+        return self.part.sample(state, key).rows
+
     def members(self) -> list[Any]:
         keys = jax.random.split(jax.random.key(11), 2)
         return [(self.part.init(self.example), jnp.int32(i), key) for i, key in enumerate(keys)]
@@ -41,7 +44,7 @@ class BufferLaws(AbstractLaws):
     @cached_property
     def filled(self) -> dict[int, tuple[int, Any]]:
         """After so many rows, fewer and more than its capacity: its size, and rows that were drawn, `[draws batch ...]`."""
-        add, draw = quick_jit(self.add), quick_jit(jax.vmap(self.part.sample, in_axes=(None, 0)))
+        add, draw = quick_jit(self.add), quick_jit(jax.vmap(self.rows, in_axes=(None, 0)))
         state, seen, total, size = self.given[0][0], {}, 0, 0
         while total < 1000 and total <= 2 * size:  # until all of it was written twice
             state = add(state, jnp.int32(total + 1))
@@ -52,10 +55,12 @@ class BufferLaws(AbstractLaws):
 
     @law("shapes", "what add and sample return", gate=True)
     def shapes(self) -> str:
-        after, batch = jax.eval_shape(self.call, *self.given[0])
+        after, drawn = jax.eval_shape(self.call, *self.given[0])
+        assert isinstance(drawn, Drawn), f"sample returned {describe(drawn)}; return Drawn(rows, index, weight)"
+        batch = drawn.rows
         same_arrays(self.given[0][0], after, "its state")
-        sizes = {x.shape[:1] for x in jax.tree.leaves(batch)}
-        assert len(sizes) == 1, f"sample returned {describe(batch)}; return [batch ...]"
+        sizes = {x.shape[:1] for x in jax.tree.leaves(drawn)}
+        assert len(sizes) == 1, f"sample returned {describe(drawn)}; return [batch ...]"
         same_arrays(self.example, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch), "a sampled row")
         return "[batch={}]".format(*sizes.pop())
 
@@ -82,7 +87,7 @@ class BufferLaws(AbstractLaws):
 
 class UpdateLaws(AbstractLaws):
     """Of an algorithm's `update`, with its learner's state before and after some training, and two batches, whose ends are replaced."""
-    def __init__(self, algo: AbstractOffPolicy, start: Any, trained: Any, batches: list[Transition]):
+    def __init__(self, algo: AbstractOffPolicy, start: Any, trained: Any, batches: list[Replayed]):
         self.part, self.start, self.trained = algo, start, trained
         self.call = lambda learner, batch, num_updates, key: algo.update(learner, batch, num_updates, key)
         kind = np.arange(len(batches[0].reward)) % 4  # going on, terminated, cut off, both
@@ -110,7 +115,7 @@ class UpdateLaws(AbstractLaws):
 
     @law("a cut-off is bootstrapped", "terminated, and not done, in the place where the next value is left out")
     def cut_offs(self) -> None:
-        if float(getattr(self.part.hp, "gamma", 1.0)) == 0:
+        if not np.any(self.batches[0].discount):
             raise NotApplicable("gamma is 0, so that nothing is bootstrapped")
         for name, where in (("goes on", True), ("was cut off", self.ends["truncated"])):
             where = where & ~self.ends["terminated"]
@@ -123,31 +128,32 @@ class UpdateLaws(AbstractLaws):
         twice = jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), self.batches[0])
         close(self.updated(twice), self.updated(), "with every transition twice, (what is learned, metrics)", 1e-3)
 
-    @law("targets", "reward + gamma * (1 - terminated) * the target network's value; which network chooses the next action; stop_gradient")
+    @law("targets", "reward + discount * (1 - terminated) * the target's value; which network chooses the next action; stop_gradient")
     def targets(self) -> str:
         """Of `q(obs) -> [act]` with a copy `target`: where the reward makes a transition's value just right, nothing is learned."""
-        learner, batch, hp = self.trained, self.batches[0], self.part.hp
-        if not (hasattr(learner, "q") and hasattr(learner, "target") and hasattr(hp, "gamma") and "optimizer" in self.part.part_names()):
-            raise NotApplicable("its learner has no `q` and `target`, or it has no hp.gamma or no optimizer")
+        learner, hp = self.trained, self.part.hp
+        batch = with_fields(self.batches[0], discount=jnp.full(self.batches[0].reward.shape, 0.5, jnp.float32))
+        if not (hasattr(learner, "q") and hasattr(learner, "target") and "optimizer" in self.part.part_names()):
+            raise NotApplicable("its learner has no `q` and `target`, or it has no optimizer")
         # A target network that can be told from the network, which at the start is its copy; and an optimiser that hides nothing.
         (arrays, static), sgd = eqx.partition(learner.target, eqx.is_inexact_array), optax.sgd(1.0)
         opt_state = sgd.init(eqx.filter(learner.q, eqx.is_inexact_array))
         learner = with_fields(learner, target=eqx.combine(moved(arrays, 1.0), static), opt_state=opt_state)
-        algo = with_fields(self.part, hp=with_fields(hp, gamma=jnp.float32(0.5)), parts=self.part.parts | dict(optimizer=sgd))
+        algo = with_fields(self.part, parts=self.part.parts | dict(optimizer=sgd))
         values = lambda net, obs: np.asarray(jax.vmap(net)(obs), np.float64)  # noqa: E731
         own, next_own, next_old = values(learner.q, batch.obs), values(learner.q, batch.next_obs), values(learner.target, batch.next_obs)
         rows = np.arange(len(own))
         following = {True: next_old[rows, next_own.argmax(1)], False: next_old.max(1)}  # double Q-learning, or not
         @quick_jit
         def step(reward: Any) -> Any:
-            after, _ = algo.update(learner, with_fields(batch, reward=reward), jnp.int32(1), jax.random.key(0))
+            after, *_ = algo.update(learner, with_fields(batch, reward=reward), jnp.int32(1), jax.random.key(0))
             return optax.tree.norm(jax.tree.map(lambda a, b: a - b, *(eqx.filter(x.q, eqx.is_inexact_array) for x in (after, learner))))
         def share(double: bool) -> float:
             right = own[rows, np.asarray(batch.action)] - 0.5 * np.where(batch.terminated, 0.0, following[double])
             there, off = (float(step(jnp.asarray(right + x, jnp.float32))) for x in (0.0, 1.0))
             return there / off
         double = min([bool(hp.double)] if hasattr(hp, "double") else [True, False], key=share)
-        already = f"where values are reward + gamma * (1 - terminated) * {'target(argmax q)' if double else 'max target'} already"
+        already = f"where values are reward + discount * (1 - terminated) * {'target(argmax q)' if double else 'max target'} already"
         assert share(double) < 0.02, f"{already}, an update moves the network still, by {share(double):.0%} of one where they are off by 1"
         return "double Q-learning" if double else "the maximum over the target network"
 

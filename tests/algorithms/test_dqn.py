@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import quick_jit, same
 
-from eqxrl import DQN, DQNHParams, Transition, preset
+from eqxrl import DQN, DQNHParams, Replayed, preset
 from eqxrl.algorithms import MakeNetwork
 
 HP = DQNHParams(
@@ -54,13 +54,15 @@ def mlp(q, obs):
 def batch_of(n, seed=0):
     rng = np.random.default_rng(seed)
     flags = rng.random((2, n)) < 0.3
-    return Transition(
+    return Replayed(
         obs=jnp.asarray(3 * rng.normal(size=(n, 4)), jnp.float32),
         action=jnp.asarray(rng.integers(0, 2, n), jnp.int32),
         reward=jnp.asarray(3 * rng.normal(size=n), jnp.float32),
         next_obs=jnp.asarray(3 * rng.normal(size=(n, 4)), jnp.float32),
         terminated=jnp.asarray(flags[0]),
         truncated=jnp.asarray(flags[1]),
+        discount=jnp.full(n, 0.99, jnp.float32),
+        weight=jnp.ones(n, jnp.float32),
     )
 
 
@@ -70,13 +72,14 @@ def test_the_loss_is_the_one_in_numpy(dqn, double):
     learner = algo.init_learner(jax.random.key(0))
     learner = eqx.tree_at(lambda x: x.target, learner, algo.init_learner(jax.random.key(1)).q)
     batch = batch_of(200)
-    _, metrics = algo.update(learner, batch, jnp.int32(1), jax.random.key(0))  # 1: no copy of the target network
+    _, errors, metrics = algo.update(learner, batch, jnp.int32(1), jax.random.key(0))  # 1: no copy of the target network
     next_value, choice = mlp(learner.target, batch.next_obs), mlp(learner.q if double else learner.target, batch.next_obs)
     following = next_value[np.arange(200), choice.argmax(-1)]
     targets = np.asarray(batch.reward) + 0.99 * np.where(batch.terminated, 0, following)  # a truncated one is bootstrapped
     error = mlp(learner.q, batch.obs)[np.arange(200), batch.action] - targets
     huber = np.where(np.abs(error) <= 1, 0.5 * error**2, np.abs(error) - 0.5)
     np.testing.assert_allclose(metrics["value_loss"], huber.mean(), rtol=1e-5)
+    np.testing.assert_allclose(errors, np.abs(error), rtol=1e-4, atol=1e-4)
     assert (np.argmax(mlp(learner.q, batch.next_obs), -1) != np.argmax(next_value, -1)).any()
 
 
@@ -86,7 +89,7 @@ def test_an_update_moves_values_towards_their_targets(dqn):
     update = quick_jit(lambda algo, learner, n: algo.update(learner, batch, n, jax.random.key(0)))
     losses = []
     for _ in range(100):
-        learner, metrics = update(dqn, learner, jnp.int32(1))
+        learner, _, metrics = update(dqn, learner, jnp.int32(1))
         losses.append(float(metrics["value_loss"]))
     assert losses[-1] < 0.8 * losses[0]
 

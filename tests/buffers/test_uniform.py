@@ -46,7 +46,7 @@ def test_draws_uniformly_from_what_is_filled_and_nothing_else():
         state = buffer.add(buffer.init(EXAMPLE), rows(1, 7, 1))
         for i in range(1, added // 7):
             state = buffer.add(state, rows(1 + 7 * i, 7, 1))
-        drawn = np.asarray(buffer.sample(state, jax.random.key(added))["number"])
+        drawn = np.asarray(buffer.sample(state, jax.random.key(added)).rows["number"])
         expected = np.arange(max(1, added - 50 + 1), added + 1)
         values, counts = np.unique(drawn, return_counts=True)
         np.testing.assert_array_equal(values, expected)
@@ -56,7 +56,7 @@ def test_draws_uniformly_from_what_is_filled_and_nothing_else():
 def test_samples_are_whole_rows_and_differ_by_key():
     buffer = UniformBuffer(capacity=64, batch_size=16)
     state = buffer.add(buffer.init(EXAMPLE), rows(0, 8, 8))
-    one, other = (buffer.sample(state, jax.random.key(i)) for i in range(2))
+    one, other = (buffer.sample(state, jax.random.key(i)).rows for i in range(2))
     assert one["obs"].shape == (16, 3)
     np.testing.assert_array_equal(one["obs"][:, 1], one["number"])
     np.testing.assert_array_equal(one["flag"], one["number"] % 2 == 0)

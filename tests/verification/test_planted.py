@@ -448,14 +448,14 @@ class Q(DQN):
     taken: Callable = eqx.field(static=True, default=lambda values, batch: value_of(values, batch.action))
     target: Callable = eqx.field(static=True, default=copied)
     keep: Callable = eqx.field(static=True, default=lambda old, new: new)
-    discount: Callable = eqx.field(static=True, default=lambda hp: hp.gamma)
+    discount: Callable = eqx.field(static=True, default=lambda batch: batch.discount)
 
     def update(self, learner, batch, num_updates, key):
         params, static = eqx.partition(learner.q, eqx.is_inexact_array)
         target = eqx.combine(self.target(eqx.filter(learner.target, eqx.is_inexact_array), params, num_updates), static)
         own, old = (jax.lax.stop_gradient(jax.vmap(net)(batch.next_obs)) for net in (learner.q, target))
         following = jnp.where(self.ends(batch), 0.0, self.following(own, old, batch))
-        targets = batch.reward + self.discount(self.hp) * following
+        targets = batch.reward + self.discount(batch) * following
 
         def loss(params):
             return self.judge(self.taken(jax.vmap(eqx.combine(params, static))(batch.obs), batch), targets)
@@ -463,7 +463,8 @@ class Q(DQN):
         value_loss, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = self.optimizer.update(grads, learner.opt_state, params)
         q = eqx.combine(optax.apply_updates(params, updates), static)
-        return DQNLearner(q=q, target=target, opt_state=self.keep(learner.opt_state, opt_state)), dict(value_loss=value_loss)
+        learner = DQNLearner(q=q, target=target, opt_state=self.keep(learner.opt_state, opt_state))
+        return learner, jnp.abs(targets), dict(value_loss=value_loss)
 
 
 def fresh(old, new):
@@ -480,7 +481,7 @@ UPDATES = {
     "the next value of the action that was taken": ("targets", dict(following=lambda own, old, batch: value_of(old, batch.action))),
     "values [batch] against targets [batch 1]": ("targets", dict(judge=lambda v, t: jnp.mean(jnp.square(v[None] - t[:, None])))),
     "the highest value is trained, not that of the action": ("targets", dict(taken=lambda values, batch: jnp.max(values, axis=-1))),
-    "gamma squared": ("targets", dict(discount=lambda hp: hp.gamma**4)),
+    "gamma squared": ("targets", dict(discount=lambda batch: batch.discount**4)),
     "a sum over the batch": ("a mean over transitions", dict(judge=lambda v, t: jnp.sum(losses.huber_loss(v, t)))),
     "the target network is never copied": ("every network moves", dict(target=lambda old, new, n: old)),
     "the optimiser starts anew at each update": ("the optimiser goes on", dict(keep=fresh)),

@@ -386,7 +386,7 @@ DISTRIBUTIONS = {
 def no_repeats(buffer, state, key):
     """Each row at most once in a batch, as far as there are so many."""
     order = jnp.argsort(jnp.where(jnp.arange(20) < state.size, jax.random.uniform(key, (20,)), 2.0))
-    return jax.tree.map(lambda x: x[order[jnp.arange(16) % jnp.minimum(state.size, 16)]], state.rows)
+    return broken._draw(state, order[jnp.arange(16) % jnp.minimum(state.size, 16)])
 
 
 BUFFERS = {
@@ -400,9 +400,9 @@ class SlowTarget(DQN):
     """A moving average in the place of copies."""
 
     def update(self, learner, batch, num_updates, key):
-        new, metrics = DQN.update(self, learner, batch, jnp.int32(1), key)
+        new, errors, metrics = DQN.update(self, learner, batch, jnp.int32(1), key)
         slow = jax.tree.map(lambda t, q: t + 0.01 * (q - t) if eqx.is_inexact_array(q) else t, learner.target, new.q)
-        return dataclasses.replace(new, target=slow), metrics
+        return dataclasses.replace(new, target=slow), errors, metrics
 
 
 UPDATES = {"double": (DQN, {}), "an averaged target": (SlowTarget, {})}
