@@ -158,10 +158,21 @@ class Transition(AbstractSteps):
 
 
 @typed
-class Replayed(Transition):
-    """Transitions `[batch]` as an off-policy algorithm learns from them. Of several steps, `reward` is the discounted sum of theirs, and
-    `next_obs`, `terminated` and `truncated` are the last one's."""
+class Replayed(AbstractSteps):
+    """Transitions `[batch]` as an off-policy algorithm learns from them, over one step or several."""
 
+    obs: Observation = field(metadata=leading("*batch"))
+    """Before the first step."""
+    action: Action = field(metadata=leading("*batch"))
+    """At the first step."""
+    reward: Float[Array, "*batch"]
+    """The discounted sum over the steps."""
+    next_obs: Observation = field(metadata=leading("*batch"))
+    """What the last step led to."""
+    terminated: Bool[Array, "*batch"]
+    """The MDP ended at the last step: `next_obs` has no value."""
+    truncated: Bool[Array, "*batch"]
+    """The episode was cut off at the last step."""
     discount: Float[Array, "*batch"]
     """What the value of `next_obs` counts for, had the MDP not ended there: gamma to the power of the number of steps."""
     weight: Float[Array, "*batch"]

@@ -21,6 +21,10 @@ from eqxrl.algorithms._presets import PRESETS as PRESETS
 from eqxrl.algorithms._presets import MakeNetwork as MakeNetwork
 from eqxrl.algorithms._presets import Preset as Preset
 from eqxrl.algorithms._presets import preset as preset
+from eqxrl.algorithms._sac import SAC as SAC
+from eqxrl.algorithms._sac import SACHParams as SACHParams
+from eqxrl.algorithms._td3 import TD3 as TD3
+from eqxrl.algorithms._td3 import TD3HParams as TD3HParams
 
 PPOState = OnPolicyState
 """The training state of a PPO."""

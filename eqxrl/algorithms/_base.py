@@ -125,16 +125,12 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
     def iterations(self, ts: TState, num_iterations: int | Int[Array, ""]) -> tuple[TState, TrainStepMetrics]:
         """Several iterations; the metrics' means are averaged over them, and their episodes summed."""
         arrays, static = eqx.partition(ts, eqx.is_array)
-
-        def one(arrays, i):
-            ts, metrics, _ = iterated(self, eqx.combine(arrays, static), i)
-            return eqx.filter(ts, eqx.is_array), metrics
-
-        _, metrics = eqx.filter_eval_shape(one, arrays, jnp.int32(0))
+        _, metrics, _ = eqx.filter_eval_shape(iterated, self, ts, jnp.int32(0))
 
         def add(i, carried):
-            arrays, metrics = one(carried[0], i)
-            return arrays, jax.tree.map(add_exactly, carried[1], metrics, is_leaf=lambda x: isinstance(x, tuple))
+            ts, metrics, _ = iterated(self, eqx.combine(carried[0], static), i)
+            sums = jax.tree.map(add_exactly, carried[1], metrics, is_leaf=lambda x: isinstance(x, tuple))
+            return eqx.filter(ts, eqx.is_array), sums
 
         sums = jax.tree.map(lambda x: (jnp.zeros(x.shape, x.dtype),) * 2, metrics)
         arrays, sums = jax.lax.fori_loop(*traced_bounds(num_iterations), add, (arrays, sums))
@@ -276,7 +272,8 @@ def started(algo: AbstractAlgorithm, rng: Any) -> tuple[Any, Reads]:
 @_traced_once
 def iterated(algo: AbstractAlgorithm, ts: Any, i: Int[Array, ""]) -> tuple[Any, TrainStepMetrics, Reads]:
     algo, reads = watched(algo)
-    ts, metrics = algo.iteration(ts, i)
+    ts, batch = algo.get_batch(ts, i)
+    ts, metrics = algo.training_step(i, ts, batch)
     return ts, metrics, reads()
 
 

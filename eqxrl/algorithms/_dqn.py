@@ -6,13 +6,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
-from eqxrl.algorithms._off_policy import AbstractOffPolicy, OffPolicyHParams
+from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import clipped
 from eqxrl.nn import EpsilonGreedy, QNetwork, value_of
 
 
-class DQNHParams(OffPolicyHParams):
+class DQNHParams(AbstractOffPolicyHParams):
     """How a DQN is configured; see `PPOHParams`."""
 
     target_update_freq: int = field(default=500)

@@ -1,15 +1,17 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Generic
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import Replayed, TrainStepMetrics, TrajectoryCollectionState, Transitions
-from eqxrl._typing import KeyLike, Scalar, TEnvState, as_key, field, one_more, typed, validate, within
+from eqxrl._typing import KeyLike, Scalar, Schedule, T, TEnvState, as_key, field, one_more, typed, validate, within
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._bitwise import tied_to
 from eqxrl.algorithms._finite import assert_finite
@@ -17,11 +19,14 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._parts import part
 from eqxrl.buffers import AbstractBuffer, BufferState, UniformBuffer, replayed
 from eqxrl.collectors import AbstractCollector, TransitionCollector
-from eqxrl.nn import AbstractPolicy
+from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst, has_action_mask
+from eqxrl.spaces import as_space
 
 
-class OffPolicyHParams(AbstractHParams):
+class AbstractOffPolicyHParams(AbstractHParams):
     """What off-policy algorithms have in common."""
+
+    learning_rate: eqx.AbstractVar[Schedule]  # pyright: ignore[reportGeneralTypeIssues]
 
     num_envs: int = field(default=8)
     """Environments that are stepped at once."""
@@ -81,7 +86,7 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
     ) -> tuple[PyTree, Float[Array, " batch"], dict[str, Scalar]]:
         """One gradient step on a batch `[batch]`, after `num_updates` of them; how far each value was off its target; metrics by name."""
 
-    # Everything below is final. The hyperparameters are `OffPolicyHParams`.
+    # Everything below is final. The hyperparameters are `AbstractOffPolicyHParams`.
 
     @part(AbstractCollector)
     def collector(self):
@@ -93,6 +98,8 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
 
     def init_train_state(self, rng: KeyLike) -> OffPolicyState:
         """The state before training; `rng` is a key or a seed. The networks' key and the environments' are separate."""
+        if has_action_mask(self.env.observation_space(self.env_params)):
+            raise ValueError(f"{type(self).__name__} doesn't look at action masks; an on-policy algorithm does, such as PPO")
         network_key, env_key, key = jax.random.split(as_key(rng), 3)
         learner, zero = self.init_learner(network_key), jnp.zeros((), jnp.int32)
         policy = self.behaviour(learner, zero)
@@ -156,6 +163,30 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
         return self.behaviour(ts.learner, ts.num_iterations)
 
     @property
+    def spaces(self) -> tuple[Any, Any]:
+        """Of observations and of actions."""
+        return as_space(self.env.observation_space(self.env_params)), as_space(self.env.action_space(self.env_params))
+
+    def made(self, network: Any, key: Key[Array, ""]) -> Any:
+        """The network that was passed as a part, or the one that the part makes for the algorithm's spaces."""
+        return network if isinstance(network, eqx.Module) else network(*self.spaces, key=key)
+
+    def ensemble(self, network: Any, size: int, key: Key[Array, ""]) -> Ensemble:
+        """Several of what the part makes.
+
+        **Raises:** `TypeError` where it is a network itself, of which all would be the same.
+        """
+        if isinstance(network, eqx.Module):
+            how = "pass what makes one: (observation_space, action_space, *, key)"
+            raise TypeError(f"got a {type(network).__name__} where several are made; {how}")
+        return Ensemble(lambda key: network(*self.spaces, key=key), size, key=key)
+
+    def random_at_first(self, policy: AbstractPolicy, num_iterations: Int[Array, ""]) -> RandomAtFirst:
+        """The policy, which draws actions from the whole action space before `learning_starts` env steps."""
+        env_steps = num_iterations.astype(jnp.float32) * self.iteration_size
+        return RandomAtFirst(policy, env_steps < self.hp.learning_starts, self.spaces[1])
+
+    @property
     def iteration_size(self) -> int:
         """Env steps of one iteration, over all environments."""
         return self.collector.num_envs * self.collector.num_steps
@@ -164,3 +195,31 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
         sizes = dict(steps=self.collector.num_steps, envs=self.collector.num_envs)
         validate(self.collector, state, batch="envs", kind=TrajectoryCollectionState, envs=sizes["envs"])
         validate(self.collector, batch, batch="steps envs", kind=Transitions, **sizes)
+
+
+def bootstrapped(batch: Replayed, following: Float[Array, "batch targets"]) -> Float[Array, "batch targets"]:
+    """Rewards, and discounted values of what follows, which is nothing where the MDP ended."""
+    following = jnp.where(batch.terminated[:, None], 0.0, following)
+    return batch.reward[:, None] + batch.discount[:, None] * following
+
+
+def descended(
+    loss: Callable[[T], tuple[Scalar, Any]], optimizer: optax.GradientTransformation, networks: T, opt_state: PyTree
+) -> tuple[T, PyTree, Any, PyTree]:
+    """The networks and the optimiser's state after one step down the gradient of `loss(networks) -> (loss, else)`; what else it returned,
+    and the gradients."""
+    params, static = eqx.partition(networks, eqx.is_inexact_array)
+    grads, aux = jax.grad(lambda params: loss(eqx.combine(params, static)), has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    after: Any = eqx.combine(optax.apply_updates(params, updates), static)
+    return after, opt_state, aux, grads
+
+
+def copied(network: T) -> T:
+    """With buffers of its own: one that is in a state twice can't be donated."""
+    return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, network)
+
+
+def fixed(network: T) -> T:
+    """That no gradient flows to, but through."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, network)

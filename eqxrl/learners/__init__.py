@@ -11,3 +11,6 @@ from eqxrl.learners._by_network import by_network as by_network
 from eqxrl.learners._clipped import clipped as clipped
 from eqxrl.learners._minibatch import MinibatchLearner as MinibatchLearner
 from eqxrl.learners._permutation import swap_or_not as swap_or_not
+from eqxrl.learners._target_updates import AbstractTargetUpdate as AbstractTargetUpdate
+from eqxrl.learners._target_updates import Periodic as Periodic
+from eqxrl.learners._target_updates import Polyak as Polyak

@@ -4,4 +4,11 @@ from eqxrl.losses._actor_critic import ActorCriticLoss as ActorCriticLoss
 from eqxrl.losses._base import AbstractLoss as AbstractLoss
 from eqxrl.losses._ppo import PPOLoss as PPOLoss
 from eqxrl.losses._q import QLoss as QLoss
+from eqxrl.losses._reductions import AbstractReduction as AbstractReduction
+from eqxrl.losses._reductions import Mean as Mean
+from eqxrl.losses._reductions import Minimum as Minimum
+from eqxrl.losses._reductions import TruncatedQuantiles as TruncatedQuantiles
+from eqxrl.losses._reductions import quantile_huber as quantile_huber
+from eqxrl.losses._soft_values import values_chosen as values_chosen
+from eqxrl.losses._soft_values import values_taken as values_taken
 from eqxrl.losses._vtrace import VTraceLoss as VTraceLoss

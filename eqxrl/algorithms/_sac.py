@@ -1,0 +1,130 @@
+import functools
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from eqxrl._structs import Replayed
+from eqxrl._typing import Scalar, Schedule, as_scalar, as_schedule, field, optional, strong, typed, within
+from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended, fixed
+from eqxrl.algorithms._parts import part
+from eqxrl.learners import AbstractTargetUpdate, Polyak
+from eqxrl.losses import AbstractReduction, Minimum, values_chosen, values_taken
+from eqxrl.nn import ActionValue, QNetwork, RandomAtFirst, Sampling, StochasticActor
+from eqxrl.spaces import Discrete, known_bounds
+
+
+class SACHParams(AbstractOffPolicyHParams):
+    """How a SAC is configured; see `PPOHParams`."""
+
+    num_envs: int = field(default=1)
+    num_steps: int = field(default=16)
+    updates_per_iteration: int = field(default=16)
+    batch_size: int = field(default=256)
+    num_critics: int = field(default=2)
+    """Critics, each with a target network."""
+    learning_rate: Schedule = field(default=3e-4, converter=as_schedule, metadata=within(0.0))
+    """Adam's step size, for the actor, the critics and the temperature."""
+    tau: Scalar = field(default=0.005, metadata=within(0.0, 1.0))
+    """Part of the critics in a step of their target networks."""
+    temperature: Scalar = field(default=1.0, metadata=within(0.0, open_low=True))
+    """What a nat of entropy is worth: at first, or always, if it isn't learned."""
+    learn_temperature: bool = field(default=True)
+    """Move the temperature so that the policy's entropy is `target_entropy`."""
+    target_entropy: Scalar | None = field(default=None, converter=optional(as_scalar))
+    """In nats, those of an action in a Box with its numbers scaled to [-1, 1]. By default -1 for each of its numbers, and 0.7 of the
+    highest possible one of a Discrete action."""
+
+
+@typed
+class SACLearner(eqx.Module):
+    """The networks, the older copies of the critics that targets are computed with, the temperature and the optimiser's state."""
+
+    actor: PyTree
+    critics: PyTree
+    target: PyTree
+    log_temperature: Scalar
+    opt_state: PyTree
+
+
+class SAC(AbstractOffPolicy):
+    """Soft actor-critic, for actions in a Box or in a Discrete space. Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905; Christodoulou
+    2019, https://arxiv.org/abs/1910.07207. With `reduction=TruncatedQuantiles()` it is TQC: Kuznetsov et al. 2020,
+    https://arxiv.org/abs/2005.04269.
+
+    Actor, critics and temperature take each step together, from where all of them stand.
+    """
+
+    HParams = SACHParams
+
+    @part(eqx.Module, made_later=True)
+    def actor(self):
+        return StochasticActor
+
+    @part(eqx.Module, made_later=True)
+    def critic(self):
+        """One of the critics: `critic(obs, action) -> [outputs]`; of Discrete actions `critic(obs) -> [act]`."""
+        if isinstance(self.spaces[1], Discrete):
+            return functools.partial(QNetwork, hidden_sizes=(256, 256))
+        return functools.partial(ActionValue, hidden_sizes=(256, 256), out_size=self.reduction.outputs)
+
+    @part(AbstractReduction)
+    def reduction(self):
+        return Minimum()
+
+    @part(AbstractTargetUpdate)
+    def target_update(self):
+        return Polyak(self.hp.tau)
+
+    @part(optax.GradientTransformation)
+    def optimizer(self):
+        return optax.flatten(optax.adam(self.hp.learning_rate))
+
+    def init_learner(self, key: Key[Array, ""]) -> SACLearner:
+        actor_key, critic_key = jax.random.split(key)
+        actor, critics = self.made(self.actor, actor_key), self.ensemble(self.critic, self.hp.num_critics, critic_key)
+        log_temperature = jnp.log(self.hp.temperature)
+        opt_state = strong(self.optimizer.init(eqx.filter((actor, critics, log_temperature), eqx.is_inexact_array)))
+        return SACLearner(actor, critics, copied(critics), log_temperature, opt_state)
+
+    def behaviour(self, learner: SACLearner, num_iterations: Int[Array, ""]) -> RandomAtFirst:
+        return self.random_at_first(Sampling(learner.actor), num_iterations)
+
+    def update(
+        self, learner: SACLearner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[SACLearner, Float[Array, " batch"], dict[str, Scalar]]:
+        next_key, actor_key = jax.random.split(key)
+        temperature = jnp.exp(learner.log_temperature) if self.hp.learn_temperature else self.hp.temperature
+        policy = jax.vmap(learner.actor)(batch.next_obs)
+        following, log_prob = values_chosen(policy, learner.target, batch.next_obs, next_key, self.reduction.following)
+        targets = bootstrapped(batch, following - (temperature * log_prob)[:, None])
+
+        def loss(networks):
+            actor, critics, log_temperature = networks
+            values = values_taken(critics, self.spaces[1], batch.obs, batch.action)
+            critic_loss = jnp.mean(batch.weight * self.reduction.loss(values, targets))
+            policy = jax.vmap(actor)(batch.obs)
+            value, log_prob = values_chosen(policy, fixed(critics), batch.obs, actor_key, self.reduction.value)
+            actor_loss = jnp.mean(temperature * log_prob - value)
+            entropy = -jnp.mean(jax.lax.stop_gradient(log_prob))
+            temperature_loss = jnp.exp(log_temperature) * (entropy - self._target_entropy()) if self.hp.learn_temperature else 0.0
+            errors = jnp.abs(self.reduction.value(values) - jnp.mean(targets, axis=-1))
+            metrics = dict(critic_loss=critic_loss, actor_loss=actor_loss, entropy=entropy, value=jnp.mean(value), temperature=temperature)
+            return critic_loss + actor_loss + temperature_loss, (errors, metrics)
+
+        networks = learner.actor, learner.critics, learner.log_temperature
+        (actor, critics, log_temperature), opt_state, (errors, metrics), _ = descended(loss, self.optimizer, networks, learner.opt_state)
+        target = self.target_update(learner.target, critics, num_updates)
+        return SACLearner(actor, critics, target, log_temperature, opt_state), errors, metrics
+
+    def _target_entropy(self) -> Scalar:
+        space, given = self.spaces[1], self.hp.target_entropy
+        if isinstance(space, Discrete):
+            return jnp.float32(0.7 * math.log(space.n)) if given is None else given
+        low, high = known_bounds(space, "SAC")
+        given = jnp.float32(-low.size) if given is None else given
+        return given + jnp.float32(np.sum(np.log(0.5 * (high - low))))  # a log-prob is in the action's own units

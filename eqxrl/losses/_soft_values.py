@@ -1,0 +1,34 @@
+"""Values of actions under critics, for actions in a Box and in a Discrete space."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from eqxrl._typing import Action, Observation
+from eqxrl.nn import AbstractDistribution, Categorical, Ensemble, value_of
+from eqxrl.spaces import Discrete
+
+
+def values_taken(critics: Ensemble, action_space: Any, obs: Observation, action: Action) -> Float[Array, "members batch outputs"]:
+    """The critics' values of the actions that were taken, `[batch]`. For Discrete actions the critics give one for each, `[act]`."""
+    if not isinstance(action_space, Discrete):
+        return jax.vmap(critics, out_axes=1)(obs, action)
+    values = jax.vmap(critics, out_axes=1)(obs)
+    return value_of(values, jnp.broadcast_to(action, values.shape[:2]))[..., None]
+
+
+def values_chosen(
+    distribution: AbstractDistribution, critics: Ensemble, obs: Observation, key: Key[Array, ""], reduce: Callable[[Array], Array]
+) -> tuple[Float[Array, "..."], Float[Array, " batch"]]:
+    """What `reduce` makes of the critics' values `[members batch outputs]` of actions that are drawn from the distribution, and their
+    log-probs; of Discrete actions the expectations of both, with no need to draw any. Christodoulou 2019, https://arxiv.org/abs/1910.07207
+    """
+    if not isinstance(distribution, Categorical):
+        action, log_prob = distribution.sample_and_log_prob(key)
+        return reduce(jax.vmap(critics, out_axes=1)(obs, action)), log_prob
+    values = reduce(jax.vmap(critics, out_axes=1)(obs)[..., None])
+    p = jax.nn.softmax(distribution.logits)
+    return jnp.sum(p.reshape(*p.shape, *[1] * (values.ndim - 2)) * values, axis=1), -distribution.entropy()
