@@ -18,5 +18,5 @@ class Ensemble(eqx.Module):
 
     def __call__(self, *args: Any) -> PyTree:
         """What each of them makes of the same arguments, `[members ...]`."""
-        each = eqx.filter_vmap(lambda member, args: member(*args), in_axes=(eqx.if_array(0), None))
+        each = eqx.filter_vmap(lambda member, args: member(*args), in_axes=(eqx.if_array(0), None), axis_size=self.size)
         return each(self.members, args)
