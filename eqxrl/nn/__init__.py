@@ -1,5 +1,6 @@
 """Policies and critics: actor-critics, action values, what acts, action distributions, initialisers, and running statistics."""
 
+from eqxrl.nn._action_value import ActionValue as ActionValue
 from eqxrl.nn._actor_critic import AbstractActorCritic as AbstractActorCritic
 from eqxrl.nn._actor_critic import check_actor_critic as check_actor_critic
 from eqxrl.nn._actor_critic import episode_starts as episode_starts

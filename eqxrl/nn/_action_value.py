@@ -1,0 +1,61 @@
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Key
+
+from eqxrl._typing import Observation
+from eqxrl.nn._encode import Encoder
+from eqxrl.nn._layers import Layers, apply_layers, make_layers
+from eqxrl.spaces import Box, as_space, bounds
+
+
+class ActionValue(eqx.Module):
+    """Values one action of a Box space for one observation: a multilayer perceptron sees the encoded observation and, after it, the action
+    flattened. Numbers of the action with finite bounds are scaled from these to [-1, 1]; the others stay as they are. The layers are
+    initialised as those of `QNetwork`.
+
+    **Raises:** `TypeError` for another action space, or for one whose bounds are traced.
+    """
+
+    encoder: Encoder
+    layers: Layers
+    activation: Callable = eqx.field(static=True)
+    center: tuple[float, ...] = eqx.field(static=True)
+    """Of the bounds of each number of an action; 0 where they aren't finite."""
+    half_width: tuple[float, ...] = eqx.field(static=True)
+    """The same, half of the distance between them; 1 where they aren't finite."""
+    shape: tuple[int, ...] = eqx.field(static=True)
+    """Of one action."""
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (64, 64), activation: Callable = jax.nn.relu,
+        layer_norm: bool = False, convolve: bool = True, out_size: int = 1, key: Key[Array, ""],
+    ):
+        """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`; `out_size`: how many numbers say what
+        the action is worth, such as the logits of a distribution of its value."""
+        space = as_space(action_space)
+        if not isinstance(space, Box):
+            raise TypeError(f"ActionValue values actions of a Box space, but the action space is {space}; for a Discrete one: nn.QNetwork")
+        if isinstance(space.low, Tracer) or isinstance(space.high, Tracer):
+            raise TypeError(f"ActionValue needs bounds that are known when it is made, but those of {space} are traced")
+        low, high = (np.ravel(x).astype(np.float64) for x in bounds(space))
+        finite = np.isfinite(low) & np.isfinite(high) & (low < high)
+        low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
+        self.center, self.half_width = tuple((0.5 * (low + high)).tolist()), tuple((0.5 * (high - low)).tolist())
+        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1)), activation
+        self.shape = space.shape
+        self.layers = make_layers([self.encoder.size + math.prod(space.shape), *hidden_sizes, out_size], key, layer_norm=layer_norm)
+
+    def __call__(self, obs: Observation, action: Float[Array, "..."]) -> Float[Array, " outputs"]:
+        dtype = self.layers[0].weight.dtype
+        if action.shape != self.shape:
+            raise ValueError(f"the action is {list(action.shape)}, but one action of this space is {list(self.shape)}")
+        center, half_width = (jnp.asarray(x, dtype) for x in (self.center, self.half_width))
+        scaled = (jnp.ravel(action).astype(dtype) - center) / half_width
+        return apply_layers(self.layers, self.activation, jnp.concatenate([self.encoder(obs, dtype), scaled]))
