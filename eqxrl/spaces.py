@@ -161,6 +161,17 @@ def bounds(space: Any) -> tuple[Shaped[Array, "..."], Shaped[Array, "..."]]:
     return low, high
 
 
+def known_bounds(space: Any, who: str) -> tuple[np.ndarray, np.ndarray]:
+    """`low` and `high` of a box, each of its own shape, in NumPy, also within a program.
+
+    **Raises:** `TypeError`, which names `who` needs them, where they are traced.
+    """
+    if isinstance(space.low, Tracer) or isinstance(space.high, Tracer):
+        raise TypeError(f"{who} needs bounds that are known when it is made, but those of {space} are traced")
+    low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
+    return low, high
+
+
 def to_env_action(action_space: Any, action: PyTree[Num[Array, "..."]]) -> PyTree[Num[Array, "..."]]:
     """What the environment is given for a policy's `action`: a box action is clipped to `[low, high]`, a discrete one is
     left as it is; both get the space's dtype. Leading axes are free. Store and score the policy's own action, not this one.

@@ -1,6 +1,7 @@
 """Policies and critics: actor-critics, action values, what acts, action distributions, initialisers, and running statistics."""
 
 from eqxrl.nn._action_value import ActionValue as ActionValue
+from eqxrl.nn._actor import StochasticActor as StochasticActor
 from eqxrl.nn._actor_critic import AbstractActorCritic as AbstractActorCritic
 from eqxrl.nn._actor_critic import check_actor_critic as check_actor_critic
 from eqxrl.nn._actor_critic import episode_starts as episode_starts
@@ -14,8 +15,10 @@ from eqxrl.nn._distributions import DiagGaussian as DiagGaussian
 from eqxrl.nn._encode import AbstractEncoder as AbstractEncoder
 from eqxrl.nn._encode import Convolve as Convolve
 from eqxrl.nn._encode import Encoder as Encoder
+from eqxrl.nn._exploration import Sampling as Sampling
 from eqxrl.nn._heads import AbstractHead as AbstractHead
 from eqxrl.nn._heads import make_head as make_head
+from eqxrl.nn._hl_gauss import HLGauss as HLGauss
 from eqxrl.nn._joint import Joint as Joint
 from eqxrl.nn._joint import MultiCategorical as MultiCategorical
 from eqxrl.nn._layers import orthogonal_linear as orthogonal_linear

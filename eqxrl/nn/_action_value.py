@@ -6,13 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from eqxrl._typing import Observation
 from eqxrl.nn._encode import Encoder
 from eqxrl.nn._layers import Layers, apply_layers, make_layers
-from eqxrl.spaces import Box, as_space, bounds
+from eqxrl.spaces import Box, as_space, known_bounds
 
 
 class ActionValue(eqx.Module):
@@ -42,9 +41,7 @@ class ActionValue(eqx.Module):
         space = as_space(action_space)
         if not isinstance(space, Box):
             raise TypeError(f"ActionValue values actions of a Box space, but the action space is {space}; for a Discrete one: nn.QNetwork")
-        if isinstance(space.low, Tracer) or isinstance(space.high, Tracer):
-            raise TypeError(f"ActionValue needs bounds that are known when it is made, but those of {space} are traced")
-        low, high = (np.ravel(x).astype(np.float64) for x in bounds(space))
+        low, high = (np.ravel(x).astype(np.float64) for x in known_bounds(space, "ActionValue"))
         finite = np.isfinite(low) & np.isfinite(high) & (low < high)
         low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
         self.center, self.half_width = tuple((0.5 * (low + high)).tolist()), tuple((0.5 * (high - low)).tolist())

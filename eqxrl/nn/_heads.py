@@ -8,13 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from eqxrl.nn._bounded import Beta, SquashedGaussian
 from eqxrl.nn._distributions import AbstractDistribution, Categorical, DiagGaussian
 from eqxrl.nn._joint import Joint, MultiCategorical
-from eqxrl.spaces import Box, Discrete, MultiDiscrete, bounds, check_action_space, parts
+from eqxrl.spaces import Box, Discrete, MultiDiscrete, check_action_space, known_bounds, parts
 
 BOX_POLICIES = ("gaussian", "squashed", "beta")
 
@@ -58,7 +57,7 @@ class BoxHead(AbstractHead):
         self.kind, self.shape, self.log_std_init, act = kind, space.shape, log_std_init, math.prod(space.shape)
         both = kind == "beta" or state_std
         self.size, self.log_std = (2 if both else 1) * act, None if both else jnp.full((act,), log_std_init, jnp.float32)
-        self.low, self.high = ((), ()) if kind == "gaussian" else _finite_bounds(space, kind)
+        self.low, self.high = ((), ()) if kind == "gaussian" else finite_bounds(space, f"box={kind!r}", "use box='gaussian'")
 
     def __call__(self, outputs: Float[Array, " size"]) -> DiagGaussian | SquashedGaussian | Beta:
         act = math.prod(self.shape)
@@ -108,12 +107,11 @@ def make_head(action_space: Any, *, box: str = "gaussian", state_std: bool = Fal
     return heads if isinstance(heads, AbstractHead) else JointHead(heads)
 
 
-def _finite_bounds(space: Box, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if isinstance(space.low, Tracer) or isinstance(space.high, Tracer):
-        raise TypeError(f"box={kind!r} needs bounds that are known when the policy is made, but those of {space} are traced")
-    low, high = (tuple(np.ravel(x).tolist()) for x in bounds(space))
+def finite_bounds(space: Box, who: str, instead: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each number of a box. **Raises:** `ValueError` where one is infinite, `TypeError` where they are traced."""
+    low, high = (tuple(np.ravel(x).tolist()) for x in known_bounds(space, who))
     if not np.isfinite([*low, *high]).all():
-        raise ValueError(f"box={kind!r} needs finite bounds, but the action space is {space}; use box='gaussian'")
+        raise ValueError(f"{who} needs finite bounds, but the action space is {space}; {instead}")
     return low, high
 
 
