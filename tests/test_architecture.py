@@ -237,7 +237,7 @@ def frames_to_the_environment(algo):
 def test_nine_frames_from_train_to_the_environment(name):
     """So that a traceback, or a debugger, shows a way that a reader can follow."""
     cls = ALGORITHMS[name]
-    env, params = probe("discrete")
+    env, params = probe("box" if name == "reppo" else "discrete")
     assert frames_to_the_environment(cls.create(env=env, env_params=params)) <= 9
 
 

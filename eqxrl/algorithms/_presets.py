@@ -14,7 +14,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
 _KINDS: dict[str, Any] = {
     "mlp": nn.MLPActorCritic, "cnn": nn.CNNActorCritic, "gru": nn.GRUActorCritic, "lstm": nn.LSTMActorCritic, "lru": nn.LRUActorCritic,
-    "q": nn.QNetwork,
+    "q": nn.QNetwork, "actor": nn.StochasticActor, "action_value": nn.ActionValue,
 }
 
 
@@ -27,7 +27,8 @@ class MakeNetwork:
     """
 
     kind: str
-    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), or q (`nn.QNetwork`)."""
+    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), q (`nn.QNetwork`), actor (`nn.StochasticActor`) or action_value
+    (`nn.ActionValue`)."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Those of that network; `activation` by name: tanh, relu, swish."""
 
