@@ -141,6 +141,17 @@ _ALL = (
         anneal=_LR,
     ),
     Preset(
+        # Whole episodes in a rollout: environments that begin together are at the same point of them.
+        "Pendulum-v1", "reppo", "tuned", "tuned here",
+        dict(num_envs=8, num_steps=256, num_minibatches=16, num_epochs=8, total_timesteps=147_456, eval_freq=16_384, learning_rate=1e-3,
+             gamma=0.95),
+        anneal=_LR,
+        parts=dict(
+            actor=MakeNetwork("actor", dict(hidden_sizes=(64, 64), activation="swish", layer_norm=True)),
+            critic=MakeNetwork("action_value", dict(hidden_sizes=(64, 64), activation="swish", layer_norm=True, out_size=151)),
+        ),
+    ),
+    Preset(
         "MountainCarContinuous-v0", "ppo", "tuned", "tuned here",
         dict(num_envs=8, num_steps=256, num_minibatches=8, num_epochs=10, total_timesteps=198_656, eval_freq=20_480,
              learning_rate=1e-3, gamma=0.999, ent_coef=0.005, max_grad_norm=0.5, normalize_observations=True, normalize_rewards=True),

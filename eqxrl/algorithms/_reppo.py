@@ -130,13 +130,14 @@ class REPPO(AbstractAlgorithm[REPPOState, Transitions]):
 
     def init_train_state(self, rng: KeyLike) -> REPPOState:
         """The state before training; `rng` is a key or a seed. The networks' keys and the environments' are separate."""
-        keys = jax.random.split(as_key(rng), 4)
+        actor_key, critic_key, env_key, key = jax.random.split(as_key(rng), 4)
         spaces = self.env.observation_space(self.env_params), self.env.action_space(self.env_params)
-        critic, actor = (x if isinstance(x, eqx.Module) else x(*spaces, key=key) for x, key in zip((self.critic, self.actor), keys[:2]))
+        actor = self.actor if isinstance(self.actor, eqx.Module) else self.actor(*spaces, key=actor_key)
+        critic = self.critic if isinstance(self.critic, eqx.Module) else self.critic(*spaces, key=critic_key)
         learned = TemperedActor(actor, jnp.log(self.hp.temperature), jnp.log(self.hp.kl_coef)), critic
         policy_opt, critic_opt = (strong(self.optimizer.init(eqx.filter(x, eqx.is_inexact_array))) for x in learned)
-        state = self.collector.init(self.env, self.env_params, Sampling(actor), keys[2])
-        return tied_to(keys[3], REPPOState(learned, (policy_opt, critic_opt), jnp.zeros((), jnp.int32), keys[3], state))
+        state = self.collector.init(self.env, self.env_params, Sampling(actor), env_key)
+        return tied_to(key, REPPOState(learned, (policy_opt, critic_opt), jnp.zeros((), jnp.int32), key, state))
 
     def get_batch(self, ts: REPPOState, batch_idx: int | Int[Array, ""]) -> tuple[REPPOState, Transitions]:
         """One rollout `[steps envs]` of the policy as it stands."""
