@@ -24,8 +24,8 @@ from eqxrl.spaces import as_space, bounds
 
 
 class REPPOHParams(AbstractHParams):
-    """How a REPPO is configured; see `PPOHParams`. The defaults are those of the authors' code, https://github.com/cvoelcker/reppo, for
-    dm_control, but for the bounds of values, which there belong to an environment, as the scale of its rewards does."""
+    """How a REPPO is configured; see `PPOHParams`. The defaults are those of the authors' code for dm_control, but
+    for the bounds of values, which there belong to an environment, as the scale of its rewards does."""
 
     num_epochs: int = field(default=8)
     """Passes over each rollout."""
@@ -96,8 +96,10 @@ class REPPO(AbstractAlgorithm[REPPOState, Transitions]):
     learns soft TD(λ) returns, and the actor goes up its slope, held near the policy that acted. It needs neither a replay buffer nor a
     target network. Voelcker et al. 2025, https://arxiv.org/abs/2507.11019.
 
-    Unlike the authors' code it has no auxiliary loss, doesn't standardise observations, takes the KL divergence in closed form, not by
-    samples, moves actor and critic at once, and learns from truncated steps too, since it has the observations that they led to.
+    Unlike the authors' code, https://github.com/cvoelcker/reppo, it has no auxiliary loss, doesn't standardise observations, takes the KL
+    divergence in closed form, not by samples, moves actor and critic at once, and learns from truncated steps too, since it has the
+    observations that they led to. Theirs starts environments at random points of an episode; here they begin together, so that a rollout
+    much shorter than an episode shows one part of it only, and what was learned of the others is forgotten.
     """
 
     HParams = REPPOHParams

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import arrays, quick_jit, same
 
-from eqxrl import REPPO, REPPOHParams, spaces, verify
+from eqxrl import REPPO, REPPOHParams, preset, spaces, verify
 from eqxrl.algorithms import MakeNetwork
 from eqxrl.envs import TimeLimit
 from eqxrl.losses import PathwiseLoss
@@ -240,3 +240,12 @@ def test_vmap_over_seeds():
 def test_the_laws():
     report = verify(make(), quiet=True)
     assert report.ok, report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_pendulum_is_learned():
+    """The whole table: `python benchmarks/learning.py --algo reppo`."""
+    algo = preset("Pendulum-v1", "reppo").create(eval_freq=147_456)
+    _, metrics = eqx.filter_vmap(lambda key: algo.train(key, skip_initial_evaluation=True))(jax.random.split(jax.random.key(0), 5))
+    assert np.mean(metrics.cumulative_reward[:, -1]) >= -175
