@@ -31,6 +31,7 @@ ROWS = [
     ("MountainCarContinuousNoVel-v0", "ppo", "gru", None, 10, ">= 90 in 8 of 10", lambda x: sum(x >= 90) >= 8),
     ("Acrobot-v1", "ppo", "zoo", None, 20, "mean >= -85", lambda x: x.mean() >= -85),
     ("Pendulum-v1", "ppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
+    ("Pendulum-v1", "reppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
     ("MountainCarContinuous-v0", "ppo", "tuned", None, 20, ">= 92 in 19 of 20", lambda x: sum(x >= 92) >= 19),
     ("Breakout-MinAtar", "ppo", "purejaxrl", None, 8, "mean >= 35, each >= 20", lambda x: x.mean() >= 35 and min(x) >= 20),
     ("Breakout-MinAtar", "ppo", "cnn", None, 8, "mean > 37, each >= 25", lambda x: x.mean() > 37 and min(x) >= 25),

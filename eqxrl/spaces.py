@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Key, Num, PyTree, Shaped
+from jaxtyping import Array, Float, Key, Num, PyTree, Shaped
 
 
 def _set(space: Any, **values: Any) -> None:
@@ -170,6 +170,12 @@ def known_bounds(space: Any, who: str) -> tuple[np.ndarray, np.ndarray]:
         raise TypeError(f"{who} needs bounds that are known when it is made, but those of {space} are traced")
     low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
     return low, high
+
+
+def log_volume(box: Any) -> Float[Array, ""]:
+    """How much higher, in nats, the entropy of an action is between these bounds than with its numbers scaled to [-1, 1]."""
+    low, high = bounds(as_space(box))
+    return jnp.sum(jnp.log(0.5 * (high - low)))
 
 
 def to_env_action(action_space: Any, action: PyTree[Num[Array, "..."]]) -> PyTree[Num[Array, "..."]]:

@@ -237,7 +237,7 @@ def frames_to_the_environment(algo):
 def test_nine_frames_from_train_to_the_environment(name):
     """So that a traceback, or a debugger, shows a way that a reader can follow."""
     cls = ALGORITHMS[name]
-    env, params = probe("box" if name == "td3" else "discrete")
+    env, params = probe("box" if name in ("reppo", "td3") else "discrete")
     assert frames_to_the_environment(cls.create(env=env, env_params=params)) <= 9
 
 

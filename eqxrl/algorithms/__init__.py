@@ -21,6 +21,8 @@ from eqxrl.algorithms._presets import PRESETS as PRESETS
 from eqxrl.algorithms._presets import MakeNetwork as MakeNetwork
 from eqxrl.algorithms._presets import Preset as Preset
 from eqxrl.algorithms._presets import preset as preset
+from eqxrl.algorithms._reppo import REPPO as REPPO
+from eqxrl.algorithms._reppo import REPPOHParams as REPPOHParams
 from eqxrl.algorithms._sac import SAC as SAC
 from eqxrl.algorithms._sac import SACHParams as SACHParams
 from eqxrl.algorithms._td3 import TD3 as TD3

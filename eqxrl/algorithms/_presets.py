@@ -14,7 +14,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
 _KINDS: dict[str, Any] = {
     "mlp": nn.MLPActorCritic, "cnn": nn.CNNActorCritic, "gru": nn.GRUActorCritic, "lstm": nn.LSTMActorCritic, "lru": nn.LRUActorCritic,
-    "q": nn.QNetwork,
+    "q": nn.QNetwork, "actor": nn.StochasticActor, "action_value": nn.ActionValue,
 }
 
 
@@ -27,7 +27,8 @@ class MakeNetwork:
     """
 
     kind: str
-    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), or q (`nn.QNetwork`)."""
+    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), q (`nn.QNetwork`), actor (`nn.StochasticActor`) or action_value
+    (`nn.ActionValue`)."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Those of that network; `activation` by name: tanh, relu, swish."""
 
@@ -138,6 +139,17 @@ _ALL = (
         dict(num_envs=4, num_steps=1024, num_minibatches=64, num_epochs=10, total_timesteps=147_456, eval_freq=16_384,
              learning_rate=1e-3, gamma=0.95, ent_coef=0.0, max_grad_norm=0.5, normalize_rewards=True, clip_value=False),
         anneal=_LR,
+    ),
+    Preset(
+        # Whole episodes in a rollout: environments that begin together are at the same point of them.
+        "Pendulum-v1", "reppo", "tuned", "tuned here",
+        dict(num_envs=8, num_steps=256, num_minibatches=16, num_epochs=8, total_timesteps=147_456, eval_freq=16_384, learning_rate=1e-3,
+             gamma=0.95),
+        anneal=_LR,
+        parts=dict(
+            actor=MakeNetwork("actor", dict(hidden_sizes=(64, 64), activation="swish", layer_norm=True)),
+            critic=MakeNetwork("action_value", dict(hidden_sizes=(64, 64), activation="swish", layer_norm=True, out_size=151)),
+        ),
     ),
     Preset(
         "MountainCarContinuous-v0", "ppo", "tuned", "tuned here",

@@ -4,7 +4,6 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -15,7 +14,7 @@ from eqxrl.algorithms._parts import part
 from eqxrl.learners import AbstractTargetUpdate, Polyak
 from eqxrl.losses import AbstractReduction, Minimum, values_chosen, values_taken
 from eqxrl.nn import ActionValue, QNetwork, RandomAtFirst, Sampling, StochasticActor
-from eqxrl.spaces import Discrete, known_bounds
+from eqxrl.spaces import Discrete, log_volume
 
 
 class SACHParams(AbstractOffPolicyHParams):
@@ -125,6 +124,5 @@ class SAC(AbstractOffPolicy):
         space, given = self.spaces[1], self.hp.target_entropy
         if isinstance(space, Discrete):
             return jnp.float32(0.7 * math.log(space.n)) if given is None else given
-        low, high = known_bounds(space, "SAC")
-        given = jnp.float32(-low.size) if given is None else given
-        return given + jnp.float32(np.sum(np.log(0.5 * (high - low))))  # a log-prob is in the action's own units
+        given = jnp.float32(-math.prod(space.shape)) if given is None else given
+        return given + log_volume(space)  # a log-prob is in the action's own units

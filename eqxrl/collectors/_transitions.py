@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -7,6 +8,7 @@ from jaxtyping import Array, Key
 from eqxrl._structs import TrajectoryCollectionState, Transition, Transitions
 from eqxrl._typing import check_positive, typed
 from eqxrl.collectors._base import AbstractCollector, acted_until, acting, init_collection
+from eqxrl.collectors._reward_scaling import RewardScaling
 from eqxrl.envs import AbstractStepper, ResetWhenDone
 from eqxrl.nn import AbstractPolicy
 
@@ -20,12 +22,15 @@ class TransitionCollector(AbstractCollector[AbstractPolicy, Transitions]):
     num_steps: int = eqx.field(static=True)
     stepper: AbstractStepper = ResetWhenDone()
     """How environments are stepped, and start anew."""
+    reward_scaling: RewardScaling | None = None
+    """For what is learned from soon: a replay buffer would mix rewards of different scales."""
 
     def __check_init__(self):
         check_positive(self, "num_envs", "num_steps")
 
     def init(self, env: Any, env_params: Any, policy: AbstractPolicy, key: Key[Array, ""]) -> TrajectoryCollectionState:
-        return init_collection(env, env_params, self.stepper, self.num_envs, policy.initial_carry(), (), key)
+        rms_state = () if self.reward_scaling is None else self.reward_scaling.init(self.num_envs)
+        return init_collection(env, env_params, self.stepper, self.num_envs, policy.initial_carry(), rms_state, key)
 
     def __call__(
         self, env: Any, env_params: Any, policy: AbstractPolicy, state: TrajectoryCollectionState
@@ -37,4 +42,8 @@ class TransitionCollector(AbstractCollector[AbstractPolicy, Transitions]):
             obs=acted.obs, action=acted.action, reward=acted.reward, next_obs=acted.final_obs, terminated=acted.terminated,
             truncated=acted.truncated,
         )
+        if self.reward_scaling is not None:
+            rms_state, reward = self.reward_scaling(state.rms_state, transitions.reward, transitions.done)
+            state = dataclasses.replace(state, rms_state=rms_state)
+            transitions = dataclasses.replace(transitions, reward=reward)
         return state, Transitions(transitions=transitions, episodes=episodes)

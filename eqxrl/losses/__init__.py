@@ -2,6 +2,8 @@
 
 from eqxrl.losses._actor_critic import ActorCriticLoss as ActorCriticLoss
 from eqxrl.losses._base import AbstractLoss as AbstractLoss
+from eqxrl.losses._pathwise import PathwiseLoss as PathwiseLoss
+from eqxrl.losses._pathwise import TemperedActor as TemperedActor
 from eqxrl.losses._ppo import PPOLoss as PPOLoss
 from eqxrl.losses._q import QLoss as QLoss
 from eqxrl.losses._reductions import AbstractReduction as AbstractReduction

@@ -23,6 +23,7 @@ from eqxrl.nn._exploration import Sampling as Sampling
 from eqxrl.nn._exploration import with_noise as with_noise
 from eqxrl.nn._heads import AbstractHead as AbstractHead
 from eqxrl.nn._heads import make_head as make_head
+from eqxrl.nn._hl_gauss import HLGauss as HLGauss
 from eqxrl.nn._joint import Joint as Joint
 from eqxrl.nn._joint import MultiCategorical as MultiCategorical
 from eqxrl.nn._layers import orthogonal_linear as orthogonal_linear

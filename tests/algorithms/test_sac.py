@@ -185,8 +185,8 @@ def test_the_actor_of_td3_waits():
         still = eqx.tree_equal((after.actor, after.target), (learner.actor, learner.target))
         assert bool(still) == (n % 3 != 0), n
         if n == 3:
-            for a, b, c in zip(*(jax.tree.leaves(eqx.filter(x, eqx.is_array)) for x in (after.target, learner.target,
-                                                                                      (after.actor, after.critics))), strict=True):  # fmt: skip
+            trees = after.target, learner.target, (after.actor, after.critics)
+            for a, b, c in zip(*(jax.tree.leaves(eqx.filter(x, eqx.is_array)) for x in trees), strict=True):
                 np.testing.assert_allclose(a, 0.995 * b + 0.005 * c, rtol=1e-4, atol=1e-7)
         learner = after
 

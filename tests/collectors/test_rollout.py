@@ -288,6 +288,23 @@ def test_scaled_rewards_and_raw_returns():
         assert eqx.tree_equal(a.trajectories.obs, b.trajectories.obs)
 
 
+def test_scaled_rewards_of_transitions():
+    """Scaled like a rollout's, from one collection to the next; all else stays as it is."""
+    env, params, agent = case("chain")
+    policy, scaling = ActorCriticPolicy(agent), RewardScaling(gamma=0.9)
+    plain, scaled = (TransitionCollector(num_envs=ENVS, num_steps=STEPS, reward_scaling=x) for x in (None, scaling))
+    collected, running = [], scaling.init(ENVS)
+    for collector in (plain, scaled):
+        collect, state = quick_jit(collector), collector.init(env, params, policy, jax.random.key(0))
+        state, first = collect(env, params, policy, state)
+        collected.append((first, collect(env, params, policy, state)[1]))
+    for a, b in zip(*collected, strict=True):
+        running, expected = scaling(running, a.transitions.reward, a.transitions.done)
+        np.testing.assert_allclose(b.transitions.reward, expected, rtol=1e-5)
+        assert eqx.tree_equal(dataclasses.replace(b.transitions, reward=a.transitions.reward), a.transitions)
+        assert eqx.tree_equal(a.episodes, b.episodes)
+
+
 def test_vmapped_over_seeds_each_is_its_single_run():
     env, params, agent = case("CartPole-v1")
     collector = RolloutCollector(num_envs=ENVS, num_steps=STEPS)

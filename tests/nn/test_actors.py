@@ -43,9 +43,8 @@ def test_spaces_that_it_does_not_act_in(space, error, why):
 
 
 def test_noise_in_the_unit_of_the_bounds():
-    actor = eqx.tree_at(
-        lambda a: (a.layers[-1].weight, a.layers[-1].bias), DeterministicActor(OBS, BOX, hidden_sizes=(8,), key=KEY), replace_fn=jnp.zeros_like
-    )
+    actor = DeterministicActor(OBS, BOX, hidden_sizes=(8,), key=KEY)
+    actor = eqx.tree_at(lambda a: (a.layers[-1].weight, a.layers[-1].bias), actor, replace_fn=jnp.zeros_like)
     policy = GaussianNoise(actor, jnp.float32(0.1), BOX)
     quiet, _, _ = policy(SEEN, (), None)
     np.testing.assert_allclose(quiet, np.broadcast_to([0, 0.5], (4000, 2)))
