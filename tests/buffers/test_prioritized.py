@@ -83,9 +83,9 @@ def test_a_batch_is_stratified():
     buffer = PrioritizedBuffer(100, 20, alpha=1.0)
     errors = np.random.default_rng(0).exponential(size=90)
     ends = np.cumsum(errors) / errors.sum() * 20
-    index = jax.vmap(lambda key: buffer.sample(filled(buffer, errors), key).index)(jax.random.split(jax.random.key(0), 200))
-    strata = np.arange(20)
-    assert (ends[np.asarray(index)] > strata - 1e-3).all() and ((ends - errors / errors.sum() * 20)[np.asarray(index)] < strata + 1 + 1e-3).all()
+    begins, state, strata = np.r_[0, ends[:-1]], filled(buffer, errors), np.arange(20)
+    index = np.asarray(jax.vmap(lambda key: buffer.sample(state, key).index)(jax.random.split(jax.random.key(0), 200)))
+    assert (ends[index] > strata - 1e-3).all() and (begins[index] < strata + 1 + 1e-3).all()
     assert len(np.unique(index)) > 80  # and keys differ
 
 
@@ -169,9 +169,12 @@ def test_a_whole_flow_is_the_same_in_a_scan_and_for_several_at_once():
 
 
 def test_alpha_and_beta_are_numbers_that_can_be_swept():
-    sample = eqx.filter_vmap(lambda alpha, beta: PrioritizedBuffer(8, 4, alpha, beta).sample(
-        filled(PrioritizedBuffer(8, 4, alpha, beta), [1.0, 2.0, 3.0, 4.0]), jax.random.key(0)))
-    weight = sample(jnp.array([0.0, 1.0]), jnp.array([1.0, 1.0])).weight
+
+    def sample(alpha, beta):
+        buffer = PrioritizedBuffer(8, 4, alpha, beta)
+        return buffer.sample(filled(buffer, [1.0, 2.0, 3.0, 4.0]), jax.random.key(0))
+
+    weight = eqx.filter_vmap(sample)(jnp.array([0.0, 1.0]), jnp.array([1.0, 1.0])).weight
     np.testing.assert_array_equal(weight[0], 1)
     assert not (weight[1] == 1).all()
     for bad in (dict(alpha=-1.0), dict(beta=-0.1), dict(alpha=float("nan"))):
