@@ -74,7 +74,7 @@ class PrioritizedBuffer(AbstractBuffer):
     def reweigh(self, state: BufferState, index: Int[Array, " batch"], errors: Float[Array, " batch"]) -> BufferState:
         """The buffer with new priorities for the rows at `index`; one that is there several times gets the highest."""
         # Whatever the errors and alpha: not 0, which would never be drawn again, and no sum of them infinite.
-        p = jnp.clip((jnp.abs(errors) + 1e-6) ** self.alpha, 1e-30, 1e28)
+        p = jnp.clip((jnp.abs(errors.astype(jnp.float32)) + 1e-6) ** self.alpha, 1e-30, 1e28)
         tree: SumTree = state.priorities
         tree = SumTree(_summed(tree.nodes, index, p), jnp.maximum(tree.highest, jnp.max(p)))
         return dataclasses.replace(state, priorities=tree)

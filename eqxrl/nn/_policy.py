@@ -68,7 +68,8 @@ class EpsilonGreedy(AbstractPolicy):
     epsilon: Scalar
 
     def __call__(self, obs: Observation, carry: Carry, key: Key[Array, ""] | None) -> tuple[Action, Carry, tuple[()]]:
-        q: Any = self.q if key is None else perturbed(self.q, key)
+        # The third of what `split` would give: the other two are used below.
+        q: Any = self.q if key is None else perturbed(self.q, jax.random.fold_in(key, 2))
         values: Float[Array, "envs act"] = jax.vmap(lambda obs: expected(q(obs)))(obs)
         greedy = jnp.argmax(values, axis=-1).astype(jnp.int32)
         if key is None:

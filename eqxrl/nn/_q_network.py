@@ -49,7 +49,7 @@ class QNetwork(eqx.Module):
         self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1)), activation
         self.quantiles, sizes, each = quantiles, [self.encoder.size, *hidden_sizes], quantiles or 1
         self.layers = make_layers([*sizes, action_space.n * each], key, layer_norm=layer_norm, noisy=noisy)
-        value_key = jax.random.fold_in(key, 2)
+        value_key = jax.random.fold_in(key, len(sizes) + 1)  # `split` gives the keys that `fold_in` gives for 0, 1, 2 ...
         self.value = make_layers([*sizes[-2:], each], value_key, layer_norm=layer_norm, noisy=noisy) if dueling else ()
 
     def __call__(self, obs: Observation) -> Float[Array, " act *quantiles"]:

@@ -129,6 +129,12 @@ def test_what_was_not_filled_is_never_drawn(name, alpha):
     assert ((drawn.index >= 0) & (drawn.index < 21)).all()
 
 
+def test_an_error_that_is_no_number_leads_to_no_empty_row():
+    buffer = PrioritizedBuffer(64, 8)
+    state = filled(buffer, [1.0, 2.0, np.nan, 1.0])
+    assert (buffer.sample(state, jax.random.key(0)).index < 4).all()
+
+
 def test_sums_do_not_drift():
     """However often rows are reweighed, and whatever was there before, the sums are those of the rows."""
     buffer = PrioritizedBuffer(50, 16, alpha=1.0)
