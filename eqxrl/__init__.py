@@ -40,6 +40,7 @@ from eqxrl.advantages import GAE as GAE
 from eqxrl.advantages import AbstractAdvantage as AbstractAdvantage
 from eqxrl.algorithms import *  # noqa: F403  (an algorithm is exported in one place)
 from eqxrl.buffers import AbstractBuffer as AbstractBuffer
+from eqxrl.buffers import PrioritizedBuffer as PrioritizedBuffer
 from eqxrl.buffers import UniformBuffer as UniformBuffer
 from eqxrl.collectors import AbstractCollector as AbstractCollector
 from eqxrl.collectors import RolloutCollector as RolloutCollector

@@ -29,6 +29,7 @@ LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learn
 CLIPPED = "learners/_clipped.py"
 EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py", "collectors/_transitions.py"
 DQN, BUFFER, ENCODE = "algorithms/_dqn.py", "buffers/_uniform.py", "nn/_encode.py"
+TD, PRIORITIZED, Q_NETWORK = "losses/_td.py", "buffers/_prioritized.py", "nn/_q_network.py"
 POLICY, MEMORY, MASKED, LAYERS = "nn/_actor_critic.py", "nn/_memory.py", "nn/_masked.py", "nn/_layers.py"
 JOINT, BOUNDED = "nn/_joint.py", "nn/_bounded.py"
 VTRACE, VTRACE_LOSS, TARGET_KL = "advantages/_vtrace.py", "losses/_vtrace.py", "learners/_target_kl.py"
@@ -79,8 +80,8 @@ BUGS = [
     ("a transition leads into the next episode", TRANSITIONS, "next_obs=acted.final_obs", "next_obs=jax.tree.map(lambda x: jax.numpy.roll(x, -1, 0), acted.obs)"),
     ("a choice is seen as a number", ENCODE, "return jax.nn.one_hot(choices[0], self.nvec[0], dtype=dtype)", "return jnp.pad(choices.astype(dtype), (0, self.nvec[0] - 1))"),
     ("the target network is never copied", DQN, "jnp.where(copy, q, t)", "t"),
-    ("action values are bootstrapped past the end", DQN, "jnp.where(batch.terminated, 0.0, value_of(", "jnp.where(False, 0.0, value_of("),
-    ("the buffer's newest rows are overwritten", BUFFER, "(state.num_added + jnp.arange(n, dtype=jnp.int32)) % self.capacity", "jnp.minimum(state.num_added, self.capacity - n) + jnp.arange(n, dtype=jnp.int32)"),
+    ("action values are bootstrapped past the end", TD, "jnp.where(t.terminated, 0.0, following)", "following"),
+    ("the buffer's newest rows are overwritten", BUFFER, "(state.num_added + jnp.arange(steps * envs, dtype=jnp.int32)) % state.capacity", "jnp.minimum(state.num_added, state.capacity - steps * envs) + jnp.arange(steps * envs, dtype=jnp.int32)"),
     ("learning never forgets where an episode begins", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[jnp.zeros_like(trajectory.done)]"),
     ("learning forgets a step too early", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[trajectory.done]"),
     ("a sequence of a cell never forgets", MEMORY, "self(x, forgetting(start, self.initial_carry(), carry))", "self(x, carry)"),
@@ -103,6 +104,16 @@ BUGS = [
     ("bytes of an image as they are", ENCODE, "obs.astype(dtype) / 255", "obs.astype(dtype)"),
     ("V-trace's ratios aren't clipped", VTRACE, "jnp.minimum(self.rho_clip, ratio)", "ratio"),
     ("gradients flow through V-trace's targets", VTRACE_LOSS, "jax.lax.stop_gradient(estimate)", "estimate"),
+    ("quantiles at the ends of their parts", TD, "+ 0.5) / n", ") / n"),
+    ("quantiles against the wrong side", TD, "(u < 0)", "(u > 0)"),
+    ("an empty row is drawn where rounding leads", PRIORITIZED, " & (right > 0)", ""),
+    ("priorities of rows that are there twice are added", PRIORITIZED, ".at[node].max(p", ".at[node].add(p"),
+    ("weights without their exponent", PRIORITIZED, "(jnp.min(p) / p) ** self.beta", "jnp.min(p) / p"),
+    ("batches aren't stratified", PRIORITIZED, "(jnp.arange(n, dtype=jnp.float32) + jax.random.uniform(key, (n,), jnp.float32)) / n", "jax.random.uniform(key, (n,), jnp.float32)"),
+    ("advantages keep their mean", Q_NETWORK, " + values - jnp.mean(values, axis=0, keepdims=True)", " + values"),
+    ("one draw of noise for all layers", LAYERS, "jax.random.fold_in(key, next(number))", "key"),
+    ("the network and its target have the same noise", DQN, "perturbed(target, target_key)", "perturbed(target, own_key)"),
+    ("importance weights are left out", DQN, "jnp.mean(batch.weight * losses)", "jnp.mean(losses)"),
     ("updates go on beyond target_kl", TARGET_KL, "jax.lax.cond(over, lambda", "jax.lax.cond(False, lambda"),
 ]
 

@@ -18,6 +18,7 @@ from eqxrl.algorithms._ppo import PPOHParams as PPOHParams
 from eqxrl.algorithms._pqn import PQN as PQN
 from eqxrl.algorithms._pqn import PQNHParams as PQNHParams
 from eqxrl.algorithms._presets import PRESETS as PRESETS
+from eqxrl.algorithms._presets import MakeBuffer as MakeBuffer
 from eqxrl.algorithms._presets import MakeNetwork as MakeNetwork
 from eqxrl.algorithms._presets import Preset as Preset
 from eqxrl.algorithms._presets import preset as preset

@@ -6,10 +6,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
-from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams
+from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, copied, descended
 from eqxrl.algorithms._parts import part
-from eqxrl.learners import clipped
-from eqxrl.nn import EpsilonGreedy, QNetwork, value_of
+from eqxrl.learners import AbstractTargetUpdate, Periodic, clipped
+from eqxrl.losses import td_loss, td_target
+from eqxrl.nn import EpsilonGreedy, QNetwork, perturbed
 
 
 class DQNHParams(AbstractOffPolicyHParams):
@@ -42,7 +43,11 @@ class DQNLearner(eqx.Module):
 
 class DQN(AbstractOffPolicy):
     """Deep Q-learning with a replay buffer and a target network. Mnih et al. 2015, https://doi.org/10.1038/nature14236; double Q-learning
-    after van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461."""
+    after van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461.
+
+    `q_network` may be any `q(obs) -> [act]`. Where it gives quantiles `[act quantiles]`, this is QR-DQN, Dabney et al. 2018,
+    https://arxiv.org/abs/1710.10044; `nn.QNetwork` has these, dueling and noisy layers as options. With `buffer=MakeBuffer("prioritized")`
+    transitions are drawn by how far their values were off."""
 
     HParams = DQNHParams
 
@@ -54,11 +59,14 @@ class DQN(AbstractOffPolicy):
     def optimizer(self):
         return clipped(self.hp.max_grad_norm, optax.adam(self.hp.learning_rate))
 
+    @part(AbstractTargetUpdate)
+    def target_update(self):
+        return Periodic(self.hp.target_update_freq)
+
     def init_learner(self, key: Key[Array, ""]) -> DQNLearner:
-        spaces = self.env.observation_space(self.env_params), self.env.action_space(self.env_params)
-        q = self.q_network if isinstance(self.q_network, eqx.Module) else self.q_network(*spaces, key=key)
+        q = self.made(self.q_network, key)
         opt_state = strong(self.optimizer.init(eqx.filter(q, eqx.is_inexact_array)))
-        return DQNLearner(q=q, target=jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, q), opt_state=opt_state)
+        return DQNLearner(q=q, target=copied(q), opt_state=opt_state)
 
     def behaviour(self, learner: DQNLearner, num_iterations: Int[Array, ""]) -> EpsilonGreedy:
         hp, env_steps = self.hp, num_iterations.astype(jnp.float32) * self.iteration_size
@@ -69,20 +77,18 @@ class DQN(AbstractOffPolicy):
     def update(
         self, learner: DQNLearner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[DQNLearner, Float[Array, " batch"], dict[str, Scalar]]:
-        copy = num_updates % self.hp.target_update_freq == 0
-        target = jax.tree.map(lambda t, q: jnp.where(copy, q, t) if eqx.is_array(q) else t, learner.target, learner.q)
-        next_value = jax.vmap(target)(batch.next_obs)
-        choice = jax.vmap(learner.q)(batch.next_obs) if self.hp.double else next_value
-        following = jnp.where(batch.terminated, 0.0, value_of(next_value, jnp.argmax(choice, axis=-1)))
-        targets = batch.reward + batch.discount * following
-        params, static = eqx.partition(learner.q, eqx.is_inexact_array)
+        own_key, choice_key, target_key = jax.random.split(key, 3)
+        target = self.target_update(learner.target, learner.q, num_updates)
+        next_values = jax.vmap(perturbed(target, target_key))(batch.next_obs)
+        choice = jax.vmap(perturbed(learner.q, choice_key))(batch.next_obs) if self.hp.double else next_values
+        targets = jax.vmap(td_target)(batch, next_values, choice)
 
-        def loss(params):
-            value = value_of(jax.vmap(eqx.combine(params, static))(batch.obs), batch.action)
-            return jnp.mean(batch.weight * optax.huber_loss(value, targets)), value
+        def loss(q):
+            losses, value = jax.vmap(td_loss)(jax.vmap(perturbed(q, own_key))(batch.obs), batch.action, targets)
+            value_loss = jnp.mean(batch.weight * losses)
+            return value_loss, (value_loss, value)
 
-        (value_loss, value), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = self.optimizer.update(grads, learner.opt_state, params)
-        q = eqx.combine(optax.apply_updates(params, updates), static)
+        q, opt_state, (value_loss, value), grads = descended(loss, self.optimizer, learner.q, learner.opt_state)
+        errors = jnp.abs(value - targets.reshape(len(value), -1).mean(axis=1))
         metrics = dict(value_loss=value_loss, value=jnp.mean(value), grad_norm=optax.tree.norm(grads))
-        return DQNLearner(q=q, target=target, opt_state=opt_state), jnp.abs(value - targets), metrics
+        return DQNLearner(q=q, target=target, opt_state=opt_state), errors, metrics

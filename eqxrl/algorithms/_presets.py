@@ -10,12 +10,14 @@ from eqxrl import nn
 from eqxrl._schedules import LinearSchedule
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.buffers import AbstractBuffer, PrioritizedBuffer, UniformBuffer
 
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
 _KINDS: dict[str, Any] = {
     "mlp": nn.MLPActorCritic, "cnn": nn.CNNActorCritic, "gru": nn.GRUActorCritic, "lstm": nn.LSTMActorCritic, "lru": nn.LRUActorCritic,
     "q": nn.QNetwork, "actor": nn.StochasticActor, "action_value": nn.ActionValue,
 }
+_BUFFERS: dict[str, Any] = {"uniform": UniformBuffer, "prioritized": PrioritizedBuffer}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,28 @@ class MakeNetwork:
     def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> Any:
         options = {name: _ACTIVATIONS[x] if name == "activation" else x for name, x in self.options.items()}
         return _KINDS[self.kind](observation_space, action_space, **options, key=key)
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeBuffer:
+    """What makes a buffer of `hp.buffer_size` and `hp.batch_size`, with its options as plain values; see `MakeNetwork`.
+
+    **Raises:** `ValueError` for an unknown kind.
+    """
+
+    kind: str
+    """uniform (`UniformBuffer`) or prioritized (`PrioritizedBuffer`)."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.kind not in _BUFFERS:
+            raise ValueError(f"MakeBuffer got the kind {self.kind!r}; there is {', '.join(_BUFFERS)}")
+
+    def __hash__(self) -> int:
+        return hash((self.kind, tuple(sorted(self.options.items()))))
+
+    def __call__(self, hp: Any) -> AbstractBuffer:
+        return _BUFFERS[self.kind](hp.buffer_size, hp.batch_size, **self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +105,14 @@ class Preset:
 
 _ZOO = "RL Baselines3 Zoo, hyperparams"  # its vf_coef of 0.5 weighs the whole squared error, `PPOLoss`'s half of it: 1.0 here
 _LR = ("learning_rate",)
+_CARTPOLE_DQN = dict(
+    num_envs=1, num_steps=256, updates_per_iteration=128, buffer_size=100_000, batch_size=64, learning_starts=1_000, target_update_freq=128,
+    total_timesteps=49_920, eval_freq=4_992, learning_rate=2.3e-3, epsilon_end=0.04, exploration_fraction=0.16,
+)
+_ACROBOT_DQN = dict(
+    num_envs=1, num_steps=4, updates_per_iteration=4, buffer_size=50_000, batch_size=128, learning_starts=0, target_update_freq=250,
+    total_timesteps=100_000, eval_freq=10_000, learning_rate=6.3e-4, epsilon_end=0.1, exploration_fraction=0.12, double=False,
+)
 _ALL = (
     Preset(
         "CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
@@ -123,10 +155,33 @@ _ALL = (
     Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
     Preset(
         "CartPole-v1", "dqn", "zoo", f"{_ZOO}/dqn.yml, with double Q-learning",
-        dict(num_envs=1, num_steps=256, updates_per_iteration=128, buffer_size=100_000, batch_size=64, learning_starts=1_000,
-             target_update_freq=128, total_timesteps=49_920, eval_freq=4_992, learning_rate=2.3e-3, epsilon_end=0.04,
-             exploration_fraction=0.16),
+        _CARTPOLE_DQN, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256)))),
+    ),
+    Preset(
+        "CartPole-v1", "dqn", "qr", f"{_ZOO}/qrdqn.yml, with double Q-learning",
+        _CARTPOLE_DQN, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256), quantiles=10))),
+    ),
+    Preset(
+        "CartPole-v1", "dqn", "rainbow", "Hessel et al. 2018, https://arxiv.org/abs/1710.02298, but with quantiles; tuned here",
+        dict(num_envs=1, num_steps=16, updates_per_iteration=8, buffer_size=50_000, batch_size=64, learning_starts=1_000, n_step=3,
+             target_update_freq=200, total_timesteps=49_920, eval_freq=4_992, epsilon_end=0.0, exploration_fraction=0.02),
+        parts=dict(
+            q_network=MakeNetwork("q", dict(hidden_sizes=(128, 128), dueling=True, quantiles=10, noisy=True)),
+            buffer=MakeBuffer("prioritized", dict(alpha=0.5)),
+        ),
+    ),
+    Preset(
+        "MountainCar-v0", "dqn", "zoo", f"{_ZOO}/dqn.yml",
+        dict(num_envs=1, num_steps=16, updates_per_iteration=8, buffer_size=10_000, batch_size=128, learning_starts=1_000, gamma=0.98,
+             target_update_freq=300, total_timesteps=120_000, eval_freq=12_000, learning_rate=4e-3, epsilon_end=0.07, double=False),
         parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256)))),
+    ),
+    *(
+        Preset(
+            "Acrobot-v1", "dqn", name, source, _ACROBOT_DQN,
+            parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256), **more))),
+        )
+        for name, source, more in (("zoo", f"{_ZOO}/dqn.yml", {}), ("qr", f"{_ZOO}/qrdqn.yml", dict(quantiles=25)))
     ),
     Preset(
         "Acrobot-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",

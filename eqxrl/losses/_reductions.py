@@ -3,14 +3,16 @@
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eqxrl._typing import check_positive, typed
+from eqxrl.losses._td import quantile_huber
 
 
 class AbstractReduction(eqx.Module):
-    """Makes one value of those of several critics, `[members *batch outputs]`, and judges them by targets. The mean of critics with one
+    """Makes one value of those of several critics, `[members batch outputs]`, and judges them by targets. The mean of critics with one
     output each, in full:
 
         class Mean(AbstractReduction):
@@ -34,16 +36,16 @@ class AbstractReduction(eqx.Module):
         """Numbers that each critic gives."""
 
     @abc.abstractmethod
-    def value(self, values: Float[Array, "members *batch outputs"]) -> Float[Array, "*batch"]:
+    def value(self, values: Float[Array, "members batch outputs"]) -> Float[Array, " batch"]:
         """What an actor aims for."""
 
     @abc.abstractmethod
-    def following(self, values: Float[Array, "members *batch outputs"]) -> Float[Array, "*batch targets"]:
+    def following(self, values: Float[Array, "members batch outputs"]) -> Float[Array, "batch targets"]:
         """What targets are made of, given the target networks' values of what follows: one number, or several that stand for the
         distribution of the return."""
 
     @abc.abstractmethod
-    def loss(self, values: Float[Array, "members *batch outputs"], targets: Float[Array, "*batch targets"]) -> Float[Array, "*batch"]:
+    def loss(self, values: Float[Array, "members batch outputs"], targets: Float[Array, "batch targets"]) -> Float[Array, " batch"]:
         """How far the critics are off, summed over them."""
 
 
@@ -54,24 +56,24 @@ class AbstractScalarReduction(AbstractReduction):
     def outputs(self) -> int:
         return 1
 
-    def following(self, values: Float[Array, "members *batch 1"]) -> Float[Array, "*batch 1"]:
+    def following(self, values: Float[Array, "members batch 1"]) -> Float[Array, "batch 1"]:
         return self.value(values)[..., None]
 
-    def loss(self, values: Float[Array, "members *batch 1"], targets: Float[Array, "*batch 1"]) -> Float[Array, "*batch"]:
+    def loss(self, values: Float[Array, "members batch 1"], targets: Float[Array, "batch 1"]) -> Float[Array, " batch"]:
         return jnp.sum(jnp.square(values - targets[None]), axis=(0, -1))
 
 
 class Minimum(AbstractScalarReduction):
     """The smallest value, which doesn't overestimate. Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477"""
 
-    def value(self, values: Float[Array, "members *batch 1"]) -> Float[Array, "*batch"]:
+    def value(self, values: Float[Array, "members batch 1"]) -> Float[Array, " batch"]:
         return jnp.min(values, axis=(0, -1))
 
 
 class Mean(AbstractScalarReduction):
     """The mean value."""
 
-    def value(self, values: Float[Array, "members *batch 1"]) -> Float[Array, "*batch"]:
+    def value(self, values: Float[Array, "members batch 1"]) -> Float[Array, " batch"]:
         return jnp.mean(values, axis=(0, -1))
 
 
@@ -93,23 +95,13 @@ class TruncatedQuantiles(AbstractReduction):
     def outputs(self) -> int:
         return self.quantiles
 
-    def value(self, values: Float[Array, "members *batch quantiles"]) -> Float[Array, "*batch"]:
+    def value(self, values: Float[Array, "members batch quantiles"]) -> Float[Array, " batch"]:
         return jnp.mean(values, axis=(0, -1))
 
-    def following(self, values: Float[Array, "members *batch quantiles"]) -> Float[Array, "*batch targets"]:
-        together = jnp.sort(jnp.moveaxis(values, 0, -1).reshape(*values.shape[1:-1], -1), axis=-1)
-        return together[..., : together.shape[-1] - self.dropped * values.shape[0]]
+    def following(self, values: Float[Array, "members batch quantiles"]) -> Float[Array, "batch targets"]:
+        together = jnp.sort(jnp.moveaxis(values, 0, -1).reshape(values.shape[1], -1), axis=-1)
+        return together[:, : together.shape[-1] - self.dropped * values.shape[0]]
 
-    def loss(self, values: Float[Array, "members *batch quantiles"], targets: Float[Array, "*batch targets"]) -> Float[Array, "*batch"]:
-        return jnp.sum(quantile_huber(values, jnp.broadcast_to(targets, (*values.shape[:-1], targets.shape[-1]))), axis=0)
-
-
-def quantile_huber(values: Float[Array, "*batch quantiles"], targets: Float[Array, "*batch targets"]) -> Float[Array, "*batch"]:
-    """How far quantiles of a distribution, at the middles of as many equal parts of [0, 1], are from the distribution of `targets`, which
-    are equally likely: a mean over both. Dabney et al. 2018, https://arxiv.org/abs/1710.10044, with κ = 1."""
-    n = values.shape[-1]
-    at = ((jnp.arange(n, dtype=values.dtype) + 0.5) / n).reshape(*[1] * (values.ndim - 1), n, 1)
-    error = targets[..., None, :] - values[..., :, None]
-    size = jnp.abs(error)
-    huber = jnp.where(size <= 1, 0.5 * jnp.square(error), size - 0.5)
-    return jnp.mean(jnp.abs(at - (error < 0)) * huber, axis=(-2, -1))
+    def loss(self, values: Float[Array, "members batch quantiles"], targets: Float[Array, "batch targets"]) -> Float[Array, " batch"]:
+        each = jax.vmap(jax.vmap(quantile_huber), in_axes=(0, None))
+        return jnp.sum(each(values, targets), axis=0) / self.quantiles

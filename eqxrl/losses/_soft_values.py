@@ -29,6 +29,7 @@ def values_chosen(
     if not isinstance(distribution, Categorical):
         action, log_prob = distribution.sample_and_log_prob(key)
         return reduce(jax.vmap(critics, out_axes=1)(obs, action)), log_prob
-    values = reduce(jax.vmap(critics, out_axes=1)(obs)[..., None])
+    values = jax.vmap(critics, out_axes=1)(obs)
+    values = jax.vmap(reduce, in_axes=2, out_axes=1)(values[..., None])
     p = jax.nn.softmax(distribution.logits)
     return jnp.sum(p.reshape(*p.shape, *[1] * (values.ndim - 2)) * values, axis=1), -distribution.entropy()

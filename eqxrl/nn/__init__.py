@@ -26,7 +26,9 @@ from eqxrl.nn._heads import make_head as make_head
 from eqxrl.nn._hl_gauss import HLGauss as HLGauss
 from eqxrl.nn._joint import Joint as Joint
 from eqxrl.nn._joint import MultiCategorical as MultiCategorical
+from eqxrl.nn._layers import NoisyLinear as NoisyLinear
 from eqxrl.nn._layers import orthogonal_linear as orthogonal_linear
+from eqxrl.nn._layers import perturbed as perturbed
 from eqxrl.nn._masked import Masked as Masked
 from eqxrl.nn._masked import has_action_mask as has_action_mask
 from eqxrl.nn._memory import LRU as LRU
@@ -50,4 +52,5 @@ from eqxrl.nn._q_network import Exploring as Exploring
 from eqxrl.nn._q_network import Greedy as Greedy
 from eqxrl.nn._q_network import QActorCritic as QActorCritic
 from eqxrl.nn._q_network import QNetwork as QNetwork
+from eqxrl.nn._q_network import expected as expected
 from eqxrl.nn._q_network import value_of as value_of

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+
+from eqxrl._typing import T
 
 
 def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
@@ -63,24 +66,65 @@ def apply_linear(layer: eqx.nn.Linear, x: Float[Array, " in"]) -> Float[Array, "
     return x @ weight if layer.bias is None else x @ weight + layer.bias
 
 
+class NoisyLinear(eqx.Module):
+    """A linear layer whose numbers can be drawn anew, with learned deviations, so that a policy explores by them. Called, it computes with
+    their means; `perturbed` draws. Noise is factorised. Fortunato et al. 2018, https://arxiv.org/abs/1706.10295"""
+
+    linear: eqx.nn.Linear
+    """The means."""
+    deviation: eqx.nn.Linear
+    """Of each number."""
+
+    def __init__(self, linear: eqx.nn.Linear, sigma: float = 0.5):
+        """**Arguments:** the means; the deviations at the start, which are divided by √(inputs)."""
+        self.linear = linear
+        self.deviation = jax.tree.map(lambda x: jnp.full_like(x, sigma / math.sqrt(linear.weight.shape[1])), linear)
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        return apply_linear(self.linear, x)
+
+    @property
+    def weight(self) -> Array:
+        return self.linear.weight
+
+    def drawn(self, key: Key[Array, ""]) -> eqx.nn.Linear:
+        """The layer with one draw of its numbers."""
+        out_size, in_size = self.weight.shape
+        noise = jax.random.normal(key, (out_size + in_size,), self.weight.dtype)
+        noise = jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
+        of_bias, of_input = noise[:out_size], noise[out_size:]
+        factors = eqx.tree_at(lambda x: (x.weight, x.bias), self.linear, (of_bias[:, None] * of_input[None], of_bias))
+        return jax.tree.map(lambda mean, deviation, factor: mean + deviation * factor, self.linear, self.deviation, factors)
+
+
+def perturbed(net: T, key: Key[Array, ""]) -> T:
+    """A network with one draw of each `NoisyLinear` in it; any other as it is."""
+    is_noisy, number = lambda x: isinstance(x, NoisyLinear), itertools.count()
+    draw = lambda x: x.drawn(jax.random.fold_in(key, next(number))) if is_noisy(x) else x  # noqa: E731
+    return jax.tree.map(draw, net, is_leaf=is_noisy)
+
+
 class NormedLinear(eqx.Module):
     """A linear layer whose outputs are standardised over the layer. Ba et al. 2016, https://arxiv.org/abs/1607.06450"""
 
-    linear: eqx.nn.Linear
+    linear: eqx.nn.Linear | NoisyLinear
     norm: eqx.nn.LayerNorm
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
-        return self.norm(apply_linear(self.linear, x))
+        return self.norm(apply_layer(self.linear, x))
 
     @property
     def weight(self) -> Array:
         return self.linear.weight
 
 
-Layers = tuple[eqx.nn.Linear | NormedLinear, ...]
+Layer = eqx.nn.Linear | NoisyLinear | NormedLinear
+Layers = tuple[Layer, ...]
 
 
-def make_layers(sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None, layer_norm: bool = False) -> Layers:
+def make_layers(
+    sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None, layer_norm: bool = False, noisy: bool = False
+) -> Layers:
     """With an `out_scale`, orthogonal ones, those before the last with scale √2; else as Equinox initialises them. `layer_norm`: of all but
     the last."""
     if out_scale is None:
@@ -88,13 +132,14 @@ def make_layers(sizes: Sequence[int], key: Key[Array, ""], out_scale: float | No
         layers = [eqx.nn.Linear(i, o, key=key) for i, o, key in zip(sizes[:-1], sizes[1:], keys)]
     else:
         layers = _orthogonal_linears(sizes, [math.sqrt(2)] * (len(sizes) - 2) + [out_scale], key)
+    layers = [NoisyLinear(x) for x in layers] if noisy else layers
     hidden = [NormedLinear(x, eqx.nn.LayerNorm(size)) for x, size in zip(layers, sizes[1:-1])] if layer_norm else layers[:-1]
     return *hidden, *layers[-1:]
 
 
-def apply_layer(layer: eqx.nn.Linear | NormedLinear, x: Float[Array, " in"]) -> Float[Array, " out"]:
+def apply_layer(layer: Layer, x: Float[Array, " in"]) -> Float[Array, " out"]:
     """One of `make_layers`."""
-    return layer(x) if isinstance(layer, NormedLinear) else apply_linear(layer, x)
+    return apply_linear(layer, x) if isinstance(layer, eqx.nn.Linear) else layer(x)
 
 
 def apply_layers(layers: Layers, activation: Callable, x: Float[Array, " in"]) -> Float[Array, " out"]:

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Key
 from eqxrl._typing import Action, Carry, Observation, Scalar, typed
 from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import Categorical
+from eqxrl.nn._layers import perturbed
+from eqxrl.nn._q_network import expected
 
 
 class AbstractPolicy(eqx.Module):
@@ -58,14 +60,17 @@ class ActorCriticPolicy(AbstractPolicy):
 
 @typed
 class EpsilonGreedy(AbstractPolicy):
-    """The action of the highest value, or with probability `epsilon` one drawn uniformly from all of them."""
+    """The action of the highest value, or with probability `epsilon` one drawn uniformly from all of them. A noisy network is drawn anew at
+    each step, for all environments at once; without a key it isn't perturbed."""
 
     q: eqx.Module
-    """Values of one observation: `q(obs) -> [act]`."""
+    """Values of one observation: `q(obs) -> [act]`, or quantiles of them, `[act quantiles]`."""
     epsilon: Scalar
 
     def __call__(self, obs: Observation, carry: Carry, key: Key[Array, ""] | None) -> tuple[Action, Carry, tuple[()]]:
-        values: Float[Array, "envs act"] = jax.vmap(self.q)(obs)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        # The third of what `split` would give: the other two are used below.
+        q: Any = self.q if key is None else perturbed(self.q, jax.random.fold_in(key, 2))
+        values: Float[Array, "envs act"] = jax.vmap(lambda obs: expected(q(obs)))(obs)
         greedy = jnp.argmax(values, axis=-1).astype(jnp.int32)
         if key is None:
             return greedy, carry, ()

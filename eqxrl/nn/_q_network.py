@@ -10,7 +10,7 @@ from eqxrl._typing import Carry, Observation, Scalar, typed
 from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
 from eqxrl.nn._encode import Encoder
-from eqxrl.nn._layers import Layers, apply_layers, make_layers
+from eqxrl.nn._layers import Layers, apply_layer, apply_layers, make_layers
 from eqxrl.spaces import Discrete, as_space
 
 
@@ -18,26 +18,55 @@ class QNetwork(eqx.Module):
     """Gives the value of each action of a Discrete space, `[act]`, for one observation: a multilayer perceptron after an encoder. Its
     layers are initialised uniformly within ±1/√(inputs), as PyTorch's and Equinox's are.
 
+    - `dueling`: the value of the observation and the advantages of the actions, less their mean, are added; each has the last hidden layer
+      to itself. Wang et al. 2016, https://arxiv.org/abs/1511.06581
+    - `quantiles`: as many of each action's return, `[act quantiles]`, whose mean is its value. Dabney et al. 2018,
+      https://arxiv.org/abs/1710.10044
+    - `noisy`: all layers are `NoisyLinear`, which `perturbed` draws. Fortunato et al. 2018, https://arxiv.org/abs/1706.10295
+
     **Raises:** `TypeError` for another action space.
     """
 
     encoder: Encoder
     layers: Layers
+    """Those of the advantages, if the network is dueling."""
+    value: Layers
+    """Those that only the value of the observation goes through, after the first of `layers`; none unless the network is dueling."""
     activation: Callable = eqx.field(static=True)
+    quantiles: int | None = eqx.field(static=True)
 
     def __init__(
         self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (64, 64), activation: Callable = jax.nn.relu,
-        layer_norm: bool = False, convolve: bool = True, key: Key[Array, ""],
+        layer_norm: bool = False, convolve: bool = True, dueling: bool = False, quantiles: int | None = None, noisy: bool = False,
+        key: Key[Array, ""],
     ):
-        """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`."""
+        """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`; the others as above."""
         action_space = as_space(action_space)
         if not isinstance(action_space, Discrete):
             raise TypeError(f"QNetwork values each action of a Discrete space, but the action space is {action_space}")
+        if quantiles is not None and quantiles < 1:
+            raise ValueError(f"QNetwork.quantiles must be at least 1, got {quantiles}")
         self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1)), activation
-        self.layers = make_layers([self.encoder.size, *hidden_sizes, action_space.n], key, layer_norm=layer_norm)
+        self.quantiles, sizes, each = quantiles, [self.encoder.size, *hidden_sizes], quantiles or 1
+        self.layers = make_layers([*sizes, action_space.n * each], key, layer_norm=layer_norm, noisy=noisy)
+        value_key = jax.random.fold_in(key, len(sizes) + 1)  # `split` gives the keys that `fold_in` gives for 0, 1, 2 ...
+        self.value = make_layers([*sizes[-2:], each], value_key, layer_norm=layer_norm, noisy=noisy) if dueling else ()
 
-    def __call__(self, obs: Observation) -> Float[Array, " act"]:
-        return apply_layers(self.layers, self.activation, self.encoder(obs, self.layers[0].weight.dtype))
+    def __call__(self, obs: Observation) -> Float[Array, " act *quantiles"]:
+        x = self.encoder(obs, self.layers[0].weight.dtype)
+        shared = len(self.layers) - len(self.value) if self.value else 0
+        for layer in self.layers[:shared]:
+            x = self.activation(apply_layer(layer, x))
+        shape = (-1,) if self.quantiles is None else (-1, self.quantiles)
+        values = apply_layers(self.layers[shared:], self.activation, x).reshape(shape)
+        if not self.value:
+            return values
+        return apply_layers(self.value, self.activation, x).reshape(shape) + values - jnp.mean(values, axis=0, keepdims=True)
+
+
+def expected(values: Float[Array, " act *quantiles"]) -> Float[Array, " act"]:
+    """The value of each action, from what a Q-network gives for one observation: values, or quantiles."""
+    return values if values.ndim == 1 else jnp.mean(values, axis=1)
 
 
 def value_of(values: Float[Array, "*batch act"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -83,7 +112,7 @@ class QActorCritic(AbstractActorCritic):
     q: QNetwork
 
     def __call__(self, obs: Observation, carry: tuple[()]) -> tuple[Greedy, Scalar, tuple[()]]:
-        values = self.q(obs)
+        values = expected(self.q(obs))
         return Greedy(values, jnp.zeros((), values.dtype)), jnp.max(values), carry
 
     def initial_carry(self) -> tuple[()]:

@@ -10,7 +10,8 @@ import pytest
 from helpers import quick_jit, same
 
 from eqxrl import DQN, DQNHParams, Replayed, preset
-from eqxrl.algorithms import MakeNetwork
+from eqxrl.algorithms import MakeBuffer, MakeNetwork
+from eqxrl.buffers import replayed
 
 HP = DQNHParams(
     num_envs=2,
@@ -81,6 +82,92 @@ def test_the_loss_is_the_one_in_numpy(dqn, double):
     np.testing.assert_allclose(metrics["value_loss"], huber.mean(), rtol=1e-5)
     np.testing.assert_allclose(errors, np.abs(error), rtol=1e-4, atol=1e-4)
     assert (np.argmax(mlp(learner.q, batch.next_obs), -1) != np.argmax(next_value, -1)).any()
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_with_quantiles_the_loss_is_the_one_in_numpy(dqn, double):
+    """Every quantile against every target; the network's own choice is by the means; each transition counts by its weight."""
+    algo = dataclasses.replace(
+        dqn, hp=dataclasses.replace(dqn.hp, double=double),
+        parts=dqn.parts | dict(q_network=MakeNetwork("q", dict(hidden_sizes=(16,), quantiles=4))),
+    )  # fmt: skip
+    learner = algo.init_learner(jax.random.key(0))
+    learner = eqx.tree_at(lambda x: x.target, learner, algo.init_learner(jax.random.key(1)).q)
+    batch, rows = batch_of(200), np.arange(200)
+    weight = np.random.default_rng(1).random(200)
+    _, errors, metrics = algo.update(learner, eqx.tree_at(lambda b: b.weight, batch, jnp.asarray(weight, jnp.float32)), jnp.int32(1),
+                                     jax.random.key(0))  # fmt: skip
+    next_values = mlp(learner.target, batch.next_obs).reshape(200, 2, 4)
+    choice = mlp(learner.q, batch.next_obs).reshape(200, 2, 4) if double else next_values
+    following = next_values[rows, choice.mean(-1).argmax(-1)]
+    targets = np.asarray(batch.reward)[:, None] + 0.99 * np.where(np.asarray(batch.terminated)[:, None], 0, following)
+    own = mlp(learner.q, batch.obs).reshape(200, 2, 4)[rows, batch.action]
+    u = targets[:, None, :] - own[:, :, None]
+    huber = np.where(np.abs(u) <= 1, 0.5 * u**2, np.abs(u) - 0.5)
+    tau = np.array([1, 3, 5, 7])[None, :, None] / 8
+    losses = (np.abs(tau - (u < 0)) * huber).mean(2).sum(1)
+    np.testing.assert_allclose(metrics["value_loss"], np.mean(weight * losses), rtol=1e-5)
+    np.testing.assert_allclose(errors, np.abs(own.mean(1) - targets.mean(1)), rtol=1e-4, atol=1e-4)
+
+
+def test_noise_is_drawn_anew_for_each_update_and_network(dqn):
+    parts = dqn.parts | dict(q_network=MakeNetwork("q", dict(hidden_sizes=(16,), noisy=True)))
+    noisy = dataclasses.replace(dqn, parts=parts, hp=dataclasses.replace(dqn.hp, double=False))
+    learner, batch = noisy.init_learner(jax.random.key(0)), batch_of(50)
+    update = quick_jit(lambda learner, batch, key: noisy.update(learner, batch, jnp.int32(1), key))
+    (one, *_), (same_key, *_), (other, *_) = (update(learner, batch, jax.random.key(i)) for i in (0, 0, 1))
+    same(one, same_key)
+    assert not np.array_equal(one.q.layers[0].weight, other.q.layers[0].weight)
+    assert not np.array_equal(one.q.layers[0].deviation.weight, learner.q.layers[0].deviation.weight)
+    # What is learned depends on the noise of the target too: with nothing bootstrapped there is less of it.
+    alone = batch_of(1)
+    alone = dataclasses.replace(alone, reward=0 * alone.reward, next_obs=alone.obs, terminated=alone.terminated & False,
+                                discount=jnp.ones(1), action=jnp.argmax(jax.vmap(learner.q)(alone.obs), -1).astype(jnp.int32))  # fmt: skip
+    errors = [update(learner, alone, jax.random.key(i))[1] for i in range(5)]
+    assert np.min(errors) > 1e-4  # had both networks one draw, the target would be the value itself
+
+
+def test_prioritised_replay(dqn):
+    """Drawn rows get priorities by their errors, within the loop of updates and from one iteration to the next."""
+    hp = dataclasses.replace(dqn.hp, buffer_size=64)
+    algo = dataclasses.replace(dqn, hp=hp, parts=dqn.parts | dict(buffer=MakeBuffer("prioritized", dict(alpha=0.7, beta=1.0))))
+    step = quick_jit(lambda ts: algo.iteration(ts, 0))
+    ts = algo.init_train_state(jax.random.key(0))
+    for i in range(4):
+        before, (ts, _) = ts, step(ts)
+        leaves = np.asarray(ts.buffer_state.priorities.nodes)[64:]
+        assert (leaves[: 8 * (i + 1)] > 0).all() and not leaves[8 * (i + 1) :].any()
+        changed = np.flatnonzero(leaves[: 8 * i] != np.asarray(before.buffer_state.priorities.nodes)[64 : 64 + 8 * i])
+        assert (len(changed) == 0) == (i == 0) and len(changed) <= 3 * 5
+    # One iteration by hand: the same keys, the same updates, a list instead of a tree.
+    after, _ = step(ts)
+    collected, batch = quick_jit(lambda ts: algo.get_batch(ts, 0))(ts)
+    _, key = jax.random.split(collected.rng)
+    state, learner, n = algo.buffer.add(collected.buffer_state, batch.transitions), collected.learner, collected.num_updates
+    p = np.asarray(state.priorities.nodes)[64:104].astype(np.float64)
+    update = quick_jit(lambda learner, batch, n, key: algo.update(learner, batch, n, key))
+    for k in jax.random.split(key, 3):
+        sample_key, update_key = jax.random.split(k)
+        drawn = algo.buffer.sample(state, sample_key)
+        index = np.asarray(drawn.index)
+        weight = (40 * p[index] / p.sum()) ** -1.0
+        np.testing.assert_allclose(drawn.weight, weight / weight.max(), rtol=1e-4)
+        learner, errors, _ = update(learner, replayed(state, drawn, algo.hp.gamma), n, update_key)
+        state, n = algo.buffer.reweigh(state, drawn.index, errors), n + 1
+        p[index] = [((np.asarray(errors)[index == i] + 1e-6) ** 0.7).max() for i in index]
+    np.testing.assert_allclose(np.asarray(after.buffer_state.priorities.nodes)[64:104], p, rtol=1e-3)
+    same(after.learner.q, learner.q, rtol=1e-4, atol=1e-5)
+
+
+def test_an_iteration_copies_neither_rows_nor_priorities():
+    """Of a large buffer; what is written lies where it was."""
+    hp = dataclasses.replace(HP, buffer_size=200_000)
+    algo = DQN.create("CartPole-v1", hp=hp, q_network=MakeNetwork("q", dict(hidden_sizes=(16,))), buffer=MakeBuffer("prioritized"))
+    shapes = eqx.filter_eval_shape(algo.init_train_state, jax.random.key(0))
+    arrays, static = eqx.partition(shapes, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    program = jax.jit(lambda x: eqx.filter(algo.iteration(eqx.combine(x, static), 0)[0], eqx.is_array), donate_argnums=0)
+    analysis = program.lower(arrays).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < 0.5 * 2 * 2**18 * 4
 
 
 def test_an_update_moves_values_towards_their_targets(dqn):

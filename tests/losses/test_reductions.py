@@ -1,11 +1,11 @@
-"""Ensembles of critics as one, against NumPy and rlax."""
+"""Ensembles of critics as one, against NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxrl.losses import Mean, Minimum, TruncatedQuantiles, quantile_huber, values_chosen, values_taken
+from eqxrl.losses import Mean, Minimum, TruncatedQuantiles, values_chosen, values_taken
 from eqxrl.nn import Categorical, Ensemble, QNetwork, SquashedGaussian
 from eqxrl.spaces import Box, Discrete
 
@@ -42,22 +42,6 @@ def test_quantiles_that_are_cut_off():
     np.testing.assert_allclose(reduction.value(given), values.mean((0, 2)), rtol=1e-5)
     expected = [sum(pinball(critic[i], following[i]) for critic in values) for i in range(4)]
     np.testing.assert_allclose(reduction.loss(given, jnp.asarray(following, jnp.float32)), expected, rtol=1e-5)
-
-
-def test_the_quantile_loss_is_rlaxs():
-    rlax = pytest.importorskip("rlax")
-    values, targets = (jnp.asarray(3 * RNG.normal(size=shape), jnp.float32) for shape in ((6, 5), (6, 8)))
-    middles = (jnp.arange(5) + 0.5) / 5
-    theirs = [rlax.quantile_regression_loss(v, middles, t, huber_param=1.0) for v, t in zip(values, targets, strict=True)]
-    np.testing.assert_allclose(quantile_huber(values, targets), jnp.stack(theirs) / 5, rtol=1e-5)  # theirs is a sum over quantiles
-
-
-def test_the_quantiles_of_a_distribution_have_the_least_loss():
-    """Of a uniform one between 0 and 80, whose width hides the Huber part: 10, 30, 50 and 70."""
-    targets, values = jnp.linspace(0, 80, 801)[None], jnp.zeros((1, 4))
-    for _ in range(400):
-        values = values - 50.0 * jax.grad(lambda v: quantile_huber(v, targets).sum())(values)
-    np.testing.assert_allclose(values[0], [10, 30, 50, 70], atol=0.6)
 
 
 @pytest.mark.parametrize("quantiles, dropped, why", [(0, 0, "at least 1"), (5, 5, "0 to quantiles - 1 = 4, got 5"), (5, -1, "got -1")])

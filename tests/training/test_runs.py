@@ -95,6 +95,7 @@ ASSEMBLED = {
     "preset": lambda: preset("MountainCarContinuous-v0").create(total_timesteps=5000, learning_rate=0.5),
     "a2c": lambda: A2C.create("CartPole-v1", hp=A2CHParams(**SIZES)),
     "dqn": lambda: DQN.create("CartPole-v1", hp=DQNHParams(**SIZES, epsilon_end=0.1)),
+    "rainbow": lambda: preset("CartPole-v1", "dqn", "rainbow").create(batch_size=32),
     "own": lambda: from_file("own.py:Mine").create(
         str(Path("my_env.py:Grid").absolute()), hp=from_file("own.py:MineHParams")(**PPO_SIZES, trust=0.25)
     ),
