@@ -11,11 +11,13 @@ from eqxrl._schedules import LinearSchedule
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.buffers import AbstractBuffer, PrioritizedBuffer, UniformBuffer
+from eqxrl.losses import TruncatedQuantiles
 
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
 _KINDS: dict[str, Any] = {
     "mlp": nn.MLPActorCritic, "cnn": nn.CNNActorCritic, "gru": nn.GRUActorCritic, "lstm": nn.LSTMActorCritic, "lru": nn.LRUActorCritic,
-    "q": nn.QNetwork, "actor": nn.StochasticActor, "action_value": nn.ActionValue,
+    "q": nn.QNetwork, "actor": nn.StochasticActor, "deterministic": nn.DeterministicActor,
+    "action_value": nn.ActionValue,
 }
 _BUFFERS: dict[str, Any] = {"uniform": UniformBuffer, "prioritized": PrioritizedBuffer}
 
@@ -29,8 +31,8 @@ class MakeNetwork:
     """
 
     kind: str
-    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), q (`nn.QNetwork`), actor (`nn.StochasticActor`) or action_value
-    (`nn.ActionValue`)."""
+    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), q (`nn.QNetwork`), actor (`nn.StochasticActor`), deterministic
+    (`nn.DeterministicActor`) or action_value (`nn.ActionValue`)."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Those of that network; `activation` by name: tanh, relu, swish."""
 
@@ -113,6 +115,10 @@ _ACROBOT_DQN = dict(
     num_envs=1, num_steps=4, updates_per_iteration=4, buffer_size=50_000, batch_size=128, learning_starts=0, target_update_freq=250,
     total_timesteps=100_000, eval_freq=10_000, learning_rate=6.3e-4, epsilon_end=0.1, exploration_fraction=0.12, double=False,
 )
+_PENDULUM_SAC = dict(
+    num_envs=1, num_steps=8, updates_per_iteration=8, buffer_size=20_000, learning_starts=100, total_timesteps=20_000, eval_freq=2_000,
+    learning_rate=1e-3,
+)
 _ALL = (
     Preset(
         "CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
@@ -194,6 +200,30 @@ _ALL = (
         dict(num_envs=4, num_steps=1024, num_minibatches=64, num_epochs=10, total_timesteps=147_456, eval_freq=16_384,
              learning_rate=1e-3, gamma=0.95, ent_coef=0.0, max_grad_norm=0.5, normalize_rewards=True, clip_value=False),
         anneal=_LR,
+    ),
+    Preset("Pendulum-v1", "sac", "zoo", f"{_ZOO}/sac.yml", _PENDULUM_SAC),
+    Preset("Pendulum-v1", "sac", "tqc", f"{_ZOO}/tqc.yml", _PENDULUM_SAC, parts=dict(reduction=TruncatedQuantiles())),
+    Preset(
+        "Pendulum-v1", "td3", "zoo", f"{_ZOO}/td3.yml",
+        dict(num_envs=1, num_steps=8, updates_per_iteration=8, buffer_size=200_000, learning_starts=10_000, gamma=0.98,
+             total_timesteps=20_000, eval_freq=2_000, learning_rate=1e-3),
+        parts=dict(
+            actor=MakeNetwork("deterministic", dict(hidden_sizes=(400, 300))),
+            critic=MakeNetwork("action_value", dict(hidden_sizes=(400, 300))),
+        ),
+    ),
+    Preset(
+        "MountainCarContinuous-v0", "sac", "zoo", f"{_ZOO}/sac.yml, without its state-dependent noise",
+        dict(num_envs=1, num_steps=32, updates_per_iteration=32, buffer_size=50_000, batch_size=512, learning_starts=1_000, gamma=0.9999,
+             total_timesteps=49_984, eval_freq=4_992, learning_rate=3e-4, tau=0.01, temperature=0.1, learn_temperature=False),
+        parts=dict(
+            actor=MakeNetwork("actor", dict(hidden_sizes=(64, 64))), critic=MakeNetwork("action_value", dict(hidden_sizes=(64, 64))),
+        ),
+    ),
+    Preset(
+        "CartPole-v1", "sac", "rejax", "rejax, configs, but for the Polyak step",
+        dict(num_envs=5, num_steps=2, updates_per_iteration=4, buffer_size=50_000, batch_size=256, learning_starts=1_000,
+             total_timesteps=50_000, eval_freq=5_000, learning_rate=1e-3, tau=0.05),
     ),
     Preset(
         # Whole episodes in a rollout: environments that begin together are at the same point of them.

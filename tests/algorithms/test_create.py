@@ -42,7 +42,7 @@ def test_a_part_may_be_a_function_of_the_hyperparameters():
     changed = [eqx.tree_at(lambda p: p.hp.gamma, p, jnp.float32(0.5)) for p in (by_function, by_instance)]
     assert [float(p.advantage.gamma) for p in changed] == [0.5, jnp.float32(0.99)]
     assert PPO.part_names() == ("evaluator", "actor_critic", "collector", "advantage", "loss", "optimizer", "learner")
-    assert DQN.part_names() == ("evaluator", "q_network", "collector", "buffer", "optimizer")
+    assert DQN.part_names() == ("evaluator", "collector", "buffer", "q_network", "optimizer", "target_update")
     assert set(A2C.part_names()) == set(PPO.part_names())
 
 

@@ -52,8 +52,8 @@ def test_a_schedule_that_overrides_is_followed():
 def test_names_that_do_not_exist():
     with pytest.raises(ValueError, match=r"no preset for ppo on Nothing-v0; .*CartPole-v1 \(.*ppo"):
         preset("Nothing-v0")
-    with pytest.raises(ValueError, match="no preset for sac on CartPole-v1"):
-        preset("CartPole-v1", "sac")
+    with pytest.raises(ValueError, match="no preset for td3 on CartPole-v1"):
+        preset("CartPole-v1", "td3")
     with pytest.raises(ValueError, match="no preset 'zo' for ppo on CartPole-v1; there is zoo, cleanrl"):
         preset("CartPole-v1", name="zo")
 
