@@ -23,21 +23,19 @@ def td_target(
 def td_loss(
     values: Float[Array, " act *quantiles"], action: Int[Array, ""], target: Float[Array, "*quantiles"]
 ) -> tuple[Scalar, Scalar]:
-    """The Huber loss of the value of one observation's action; of its quantiles `quantile_huber`. And that value."""
+    """The Huber loss of the value of one observation's action; of its quantiles `quantile_huber`, as a sum over them. And that value."""
     own = _of(values, action)
-    return quantile_huber(own, target) if own.ndim else optax.huber_loss(own, target), jnp.mean(own)
+    return own.size * quantile_huber(own, target) if own.ndim else optax.huber_loss(own, target), jnp.mean(own)
 
 
-def quantile_huber(quantiles: Float[Array, " quantiles"], target: Float[Array, " targets"]) -> Scalar:
-    r"""The quantile Huber loss, $\sum_i E_j |\tau_i - 1_{u_{ij} < 0}| L_1(u_{ij})$ with $u_{ij} = \mathrm{target}_j - \theta_i$, where
-    $\tau_i$ is the middle of the $i$-th part of $[0, 1]$ and $L_1$ is Huber's loss with $\kappa = 1$.
-
-    Dabney et al. 2018, https://arxiv.org/abs/1710.10044, eq. 10 and algorithm 1.
-    """
-    n = len(quantiles)
-    tau = (jnp.arange(n, dtype=quantiles.dtype) + 0.5) / n
-    u = target[None, :] - quantiles[:, None]
-    return jnp.sum(jnp.mean(jnp.abs(tau[:, None] - (u < 0)) * optax.huber_loss(u), axis=1))
+def quantile_huber(values: Float[Array, " quantiles"], targets: Float[Array, " targets"]) -> Scalar:
+    r"""How far quantiles of a distribution, at the middles $\tau_i$ of as many equal parts of $[0, 1]$, are from that of `targets`, which
+    are equally likely: the mean over both of $|\tau_i - 1_{u_{ij} < 0}| L_1(u_{ij})$, with $u_{ij} = \mathrm{target}_j - \theta_i$ and
+    Huber's loss $L_1$. Dabney et al. 2018, https://arxiv.org/abs/1710.10044, eq. 10, with κ = 1."""
+    n = len(values)
+    tau = (jnp.arange(n, dtype=values.dtype) + 0.5) / n
+    u = targets[None, :] - values[:, None]
+    return jnp.mean(jnp.abs(tau[:, None] - (u < 0)) * optax.huber_loss(u))
 
 
 def _of(values: Float[Array, " act *quantiles"], action: Int[Array, ""]) -> Float[Array, "*quantiles"]:
