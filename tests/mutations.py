@@ -29,6 +29,9 @@ LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learn
 CLIPPED = "learners/_clipped.py"
 EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py", "collectors/_transitions.py"
 DQN, BUFFER, ENCODE = "algorithms/_dqn.py", "buffers/_uniform.py", "nn/_encode.py"
+TARGETS, SEQUENCES, OFF_POLICY = "learners/_target_updates.py", "buffers/_sequences.py", "algorithms/_off_policy.py"
+SAC, TD3, SOFT, REDUCTIONS = "algorithms/_sac.py", "algorithms/_td3.py", "losses/_soft_values.py", "losses/_reductions.py"
+EXPLORATION, REPPO, PATHWISE, SOFT_RETURNS = "nn/_exploration.py", "algorithms/_reppo.py", "losses/_pathwise.py", "advantages/_soft.py"
 TD, PRIORITIZED, Q_NETWORK = "losses/_td.py", "buffers/_prioritized.py", "nn/_q_network.py"
 POLICY, MEMORY, MASKED, LAYERS = "nn/_actor_critic.py", "nn/_memory.py", "nn/_masked.py", "nn/_layers.py"
 JOINT, BOUNDED = "nn/_joint.py", "nn/_bounded.py"
@@ -79,7 +82,7 @@ BUGS = [
     ("every environment is reset where one episode ended", STEPPER, "done.reshape(-1, *[1] * (b.ndim - 1)), a, b)", "jnp.any(done), a, b)"),
     ("a transition leads into the next episode", TRANSITIONS, "next_obs=acted.final_obs", "next_obs=jax.tree.map(lambda x: jax.numpy.roll(x, -1, 0), acted.obs)"),
     ("a choice is seen as a number", ENCODE, "return jax.nn.one_hot(choices[0], self.nvec[0], dtype=dtype)", "return jnp.pad(choices.astype(dtype), (0, self.nvec[0] - 1))"),
-    ("the target network is never copied", DQN, "jnp.where(copy, q, t)", "t"),
+    ("the target network is never copied", TARGETS, "jnp.where(now, x, t)", "t"),
     ("action values are bootstrapped past the end", TD, "jnp.where(t.terminated, 0.0, following)", "following"),
     ("the buffer's newest rows are overwritten", BUFFER, "(state.num_added + jnp.arange(steps * envs, dtype=jnp.int32)) % state.capacity", "jnp.minimum(state.num_added, state.capacity - steps * envs) + jnp.arange(steps * envs, dtype=jnp.int32)"),
     ("learning never forgets where an episode begins", POLICY, "[jnp.zeros_like(trajectory.done[:1]), trajectory.done[:-1]]", "[jnp.zeros_like(trajectory.done)]"),
@@ -114,6 +117,34 @@ BUGS = [
     ("one draw of noise for all layers", LAYERS, "jax.random.fold_in(key, next(number))", "key"),
     ("the network and its target have the same noise", DQN, "perturbed(target, target_key)", "perturbed(target, own_key)"),
     ("importance weights are left out", DQN, "jnp.mean(batch.weight * losses)", "jnp.mean(losses)"),
+    ("rows are drawn that nothing was written to", BUFFER, "0, state.size)", "0, state.capacity)"),
+    ("several steps run on over an episode's end", SEQUENCES, "~t.done[:, :-1]], axis=1)", "jnp.ones_like(t.done[:, :-1])], axis=1)"),
+    ("several steps end at terminations alone", SEQUENCES, "~t.done[:, :-1]], axis=1)", "~t.terminated[:, :-1]], axis=1)"),
+    ("several steps run round the ring into old rows", SEQUENCES, "num_newer[:, None] >= later", "num_newer[:, None] >= 0 * later"),
+    ("the next row of another environment follows", SEQUENCES, "later = state.stride *", "later = 1 *"),
+    ("several steps are discounted as one", SEQUENCES, "last, gamma**num_steps,", "last, gamma + 0.0 * num_steps,"),
+    ("it learns before learning starts", OFF_POLICY, "ready = ts.num_iterations >= math.ceil(self.hp.learning_starts / self.iteration_size)", "ready = ts.num_iterations >= 1"),
+    ("what was learned from keeps its priority", OFF_POLICY, "buffer_state = dataclasses.replace(buffer_state, priorities=priorities)", "pass"),
+    ("off-policy targets run on over the end", OFF_POLICY, "jnp.where(batch.terminated[:, None], 0.0, following)", "following"),
+    ("a truncated step has no future", OFF_POLICY, "jnp.where(batch.terminated[:, None], 0.0, following)", "jnp.where(batch.done[:, None], 0.0, following)"),
+    ("the running mean's two parts are swapped", TARGETS, "t + self.tau * (x - t)", "x + self.tau * (t - x)"),
+    ("targets of the critics themselves", SAC, "values_chosen(policy, learner.target,", "values_chosen(policy, learner.critics,"),
+    ("entropy is a cost in targets", SAC, "following - (temperature * log_prob)", "following + (temperature * log_prob)"),
+    ("entropy is a cost for the actor", SAC, "jnp.mean(temperature * log_prob - value)", "jnp.mean(-temperature * log_prob - value)"),
+    ("the temperature runs away from its target", SAC, "(entropy - self._target_entropy())", "(self._target_entropy() - entropy)"),
+    ("critics learn to please the actor", SAC, "values_chosen(policy, fixed(critics)", "values_chosen(policy, critics"),
+    ("entropy in the units of the bounds", SAC, "return given + log_volume(space)", "return given"),
+    ("values and log-probs of two actions", SOFT, "action, log_prob = distribution.sample_and_log_prob(key)", "action, log_prob = distribution.sample(key), distribution.sample_and_log_prob(jax.random.fold_in(key, 1))[1]"),
+    ("the highest critic is believed", REDUCTIONS, "jnp.min(values", "jnp.max(values"),
+    ("the lowest quantiles are left out", REDUCTIONS, "together[:, : together.shape[-1] - self.dropped * values.shape[0]]", "together[:, self.dropped * values.shape[0] :]"),
+    ("targets without noise", TD3, "with_noise(box, jax.vmap(old_actor)(batch.next_obs), hp.target_noise, key, hp.target_noise_clip)", "jax.vmap(old_actor)(batch.next_obs)"),
+    ("targets by the actor itself", TD3, "jax.vmap(old_actor)(batch.next_obs)", "jax.vmap(learner.actor)(batch.next_obs)"),
+    ("the actor doesn't wait", TD3, "num_updates % hp.policy_delay == 0", "num_updates >= 0"),
+    ("noise of twice the deviation", EXPLORATION, "action + 0.5 * (high - low) * noise", "action + (high - low) * noise"),
+    ("noisy actions leave the bounds", EXPLORATION, "jnp.clip(action + 0.5 * (high - low) * noise, low, high)", "action + 0.5 * (high - low) * noise"),
+    ("a policy that never acts at random", EXPLORATION, "jnp.where(self.random, a.astype(b.dtype), b)", "b"),
+    ("soft returns run on over the end", SOFT_RETURNS, "jnp.where(terminated, 0.0, later)", "later"),
+    ("soft returns run on over a cut", SOFT_RETURNS, "jnp.where(t.truncated.at[-1].set(True), 0.0, td_lambda)", "jnp.where(jnp.zeros_like(t.truncated).at[-1].set(True), 0.0, td_lambda)"),
     ("updates go on beyond target_kl", TARGET_KL, "jax.lax.cond(over, lambda", "jax.lax.cond(False, lambda"),
 ]
 
