@@ -170,7 +170,8 @@ _ALL = (
     Preset(
         "CartPole-v1", "dqn", "rainbow", "Hessel et al. 2018, https://arxiv.org/abs/1710.02298, but with quantiles; tuned here",
         dict(num_envs=1, num_steps=16, updates_per_iteration=8, buffer_size=50_000, batch_size=64, learning_starts=1_000, n_step=3,
-             target_update_freq=200, total_timesteps=49_920, eval_freq=4_992, epsilon_end=0.0, exploration_fraction=0.02),
+             target_update_freq=200, total_timesteps=49_920, eval_freq=4_992, learning_rate=2.5e-3, epsilon_end=0.0,
+             exploration_fraction=0.02),
         parts=dict(
             q_network=MakeNetwork("q", dict(hidden_sizes=(128, 128), dueling=True, quantiles=10, noisy=True)),
             buffer=MakeBuffer("prioritized", dict(alpha=0.5)),
