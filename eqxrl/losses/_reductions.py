@@ -104,4 +104,4 @@ class TruncatedQuantiles(AbstractReduction):
 
     def loss(self, values: Float[Array, "members batch quantiles"], targets: Float[Array, "batch targets"]) -> Float[Array, " batch"]:
         each = jax.vmap(jax.vmap(quantile_huber), in_axes=(0, None))
-        return jnp.sum(each(values, targets), axis=0) / self.quantiles
+        return jnp.sum(each(values, targets), axis=0)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from eqxrl._typing import Observation
-from eqxrl.nn._encode import Encoder
+from eqxrl.nn._encode import Encoder, encoder_key
 from eqxrl.nn._layers import Layers, apply_layers, make_layers
 from eqxrl.spaces import Box, as_space, known_bounds
 
@@ -45,7 +45,7 @@ class ActionValue(eqx.Module):
         finite = np.isfinite(low) & np.isfinite(high) & (low < high)
         low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
         self.center, self.half_width = tuple((0.5 * (low + high)).tolist()), tuple((0.5 * (high - low)).tolist())
-        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1)), activation
+        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
         self.shape = space.shape
         self.layers = make_layers([self.encoder.size + math.prod(space.shape), *hidden_sizes, out_size], key, layer_norm=layer_norm)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from eqxrl._typing import Observation
 from eqxrl.nn._distributions import AbstractDistribution
-from eqxrl.nn._encode import Encoder
+from eqxrl.nn._encode import Encoder, encoder_key
 from eqxrl.nn._heads import AbstractHead, finite_bounds, make_head
 from eqxrl.nn._layers import Layers, apply_layers, make_layers
 from eqxrl.spaces import Box, as_space
@@ -33,7 +33,7 @@ class StochasticActor(eqx.Module):
         layer_norm: bool = False, convolve: bool = True, key: Key[Array, ""],
     ):
         """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`."""
-        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1)), activation
+        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
         self.head = make_head(action_space, box="squashed", state_std=True)
         self.layers = make_layers([self.encoder.size, *hidden_sizes, self.head.size], key, layer_norm=layer_norm)
 
@@ -66,7 +66,7 @@ class DeterministicActor(eqx.Module):
             raise TypeError(f"DeterministicActor acts in a Box of floats, but the action space is {box}")
         self.low, self.high = finite_bounds(box, "DeterministicActor", "wrap the environment so that it takes bounded actions")
         self.shape, self.activation = box.shape, activation
-        self.encoder = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1))
+        self.encoder = Encoder(observation_space, convolve=convolve, key=encoder_key(key))
         self.layers = make_layers([self.encoder.size, *hidden_sizes, len(self.low)], key, layer_norm=layer_norm)
 
     def __call__(self, obs: Observation) -> Float[Array, "..."]:

@@ -152,6 +152,12 @@ class Encoder(AbstractEncoder):
         return vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors)
 
 
+def encoder_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """That of an encoder, given the key of a network whose layers' keys come of a split: `fold_in` of a small number would give one of
+    theirs."""
+    return jax.random.fold_in(key, 0x656E63)
+
+
 def is_image(space: Any) -> bool:
     """Of one array: whether it has the axes `[height width channels]`."""
     return isinstance(space, Box) and len(space.shape) == 3

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from eqxrl._typing import Carry, Observation, Scalar, typed
 from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
-from eqxrl.nn._encode import Encoder
+from eqxrl.nn._encode import Encoder, encoder_key
 from eqxrl.nn._layers import Layers, apply_layer, apply_layers, make_layers
 from eqxrl.spaces import Discrete, as_space
 
@@ -46,7 +46,7 @@ class QNetwork(eqx.Module):
             raise TypeError(f"QNetwork values each action of a Discrete space, but the action space is {action_space}")
         if quantiles is not None and quantiles < 1:
             raise ValueError(f"QNetwork.quantiles must be at least 1, got {quantiles}")
-        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=jax.random.fold_in(key, 1)), activation
+        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
         self.quantiles, sizes, each = quantiles, [self.encoder.size, *hidden_sizes], quantiles or 1
         self.layers = make_layers([*sizes, action_space.n * each], key, layer_norm=layer_norm, noisy=noisy)
         value_key = jax.random.fold_in(key, len(sizes) + 1)  # `split` gives the keys that `fold_in` gives for 0, 1, 2 ...
