@@ -106,7 +106,7 @@ def _app(argv: list[str]) -> Any:
 
         Args:
             env_id: An environment, such as CartPole-v1 of gymnax or popgym/AutoencodeEasy, or one of your own, path/to/file.py:Name.
-            algo: ppo, a2c, impala, pqn, reppo, dqn, or one of your own, path/to/file.py:Class.
+            algo: ppo, a2c, impala, pqn, reppo, dqn, sac, td3, or one of your own, path/to/file.py:Class.
             preset: A tuned configuration; the environment's first one if there is any. "default" is the algorithm as it is.
             hp: Hyperparameters.
             seed: The same seed gives the same run.

@@ -21,7 +21,7 @@ from eqxrl.algorithms._parts import Part, Reads, check_names, check_read, check_
 from eqxrl.envs import as_environment, check_spaces, env_name, make
 from eqxrl.evaluators import AbstractEvaluator, EpisodeEvaluator
 from eqxrl.nn import AbstractPolicy, has_memory
-from eqxrl.spaces import to_env_action
+from eqxrl.spaces import as_space, to_env_action
 
 TState = TypeVar("TState", bound=eqx.Module)
 TBatch = TypeVar("TBatch", bound=eqx.Module)
@@ -169,6 +169,15 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         key = _evaluation_key(ts) if rng is None else as_key(rng)
         metrics = self.evaluator(self.env, self.env_params, self.policy(ts), key)
         return validate(self.evaluator, metrics, batch="", kind=EvalMetrics)
+
+    @property
+    def spaces(self) -> tuple[Any, Any]:
+        """Of observations and of actions."""
+        return as_space(self.env.observation_space(self.env_params)), as_space(self.env.action_space(self.env_params))
+
+    def made(self, network: Any, key: Key[Array, ""]) -> Any:
+        """The network that was passed as a part, or the one that the part makes for the algorithm's spaces."""
+        return network if isinstance(network, eqx.Module) else network(*self.spaces, key=key)
 
     @property
     def chunks(self) -> np.ndarray:

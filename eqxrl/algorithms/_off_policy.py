@@ -20,7 +20,6 @@ from eqxrl.algorithms._parts import part
 from eqxrl.buffers import AbstractBuffer, BufferState, UniformBuffer, replayed
 from eqxrl.collectors import AbstractCollector, TransitionCollector
 from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst, has_action_mask
-from eqxrl.spaces import as_space
 
 
 class AbstractOffPolicyHParams(AbstractHParams):
@@ -161,15 +160,6 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
     def policy(self, ts: OffPolicyState) -> AbstractPolicy:
         """The behaviour policy as it stands; without a key it doesn't explore."""
         return self.behaviour(ts.learner, ts.num_iterations)
-
-    @property
-    def spaces(self) -> tuple[Any, Any]:
-        """Of observations and of actions."""
-        return as_space(self.env.observation_space(self.env_params)), as_space(self.env.action_space(self.env_params))
-
-    def made(self, network: Any, key: Key[Array, ""]) -> Any:
-        """The network that was passed as a part, or the one that the part makes for the algorithm's spaces."""
-        return network if isinstance(network, eqx.Module) else network(*self.spaces, key=key)
 
     def ensemble(self, network: Any, size: int, key: Key[Array, ""]) -> Ensemble:
         """Several of what the part makes.

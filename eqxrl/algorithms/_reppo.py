@@ -99,7 +99,7 @@ class REPPO(AbstractAlgorithm[REPPOState, Transitions]):
     Unlike the authors' code, https://github.com/cvoelcker/reppo, it has no auxiliary loss, doesn't standardise observations, takes the KL
     divergence in closed form, not by samples, moves actor and critic at once, and learns from truncated steps too, since it has the
     observations that they led to. Theirs starts environments at random points of an episode; here they begin together, so that a rollout
-    much shorter than an episode shows one part of it only, and what was learned of the others is forgotten.
+    much shorter than an episode shows one part of it only.
     """
 
     HParams = REPPOHParams
@@ -133,9 +133,7 @@ class REPPO(AbstractAlgorithm[REPPOState, Transitions]):
     def init_train_state(self, rng: KeyLike) -> REPPOState:
         """The state before training; `rng` is a key or a seed. The networks' keys and the environments' are separate."""
         actor_key, critic_key, env_key, key = jax.random.split(as_key(rng), 4)
-        spaces = self.env.observation_space(self.env_params), self.env.action_space(self.env_params)
-        actor = self.actor if isinstance(self.actor, eqx.Module) else self.actor(*spaces, key=actor_key)
-        critic = self.critic if isinstance(self.critic, eqx.Module) else self.critic(*spaces, key=critic_key)
+        actor, critic = self.made(self.actor, actor_key), self.made(self.critic, critic_key)
         learned = TemperedActor(actor, jnp.log(self.hp.temperature), jnp.log(self.hp.kl_coef)), critic
         policy_opt, critic_opt = (strong(self.optimizer.init(eqx.filter(x, eqx.is_inexact_array))) for x in learned)
         state = self.collector.init(self.env, self.env_params, Sampling(actor), env_key)
