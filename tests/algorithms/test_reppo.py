@@ -208,7 +208,7 @@ def test_actions_are_drawn_or_the_mode(reppo, first):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"num_envs \* num_steps \(24\) must be divisible by num_minibatches \(5\); remainder 4"):
         REPPOHParams(num_envs=4, num_steps=6, num_minibatches=5)
-    with pytest.raises(TypeError, match="values actions of a Box space"):
+    with pytest.raises(TypeError, match="values actions of a Box"):
         REPPO.create("CartPole-v1", hp=HP)
     with pytest.raises(ValueError, match="HLGauss has 33 bins"):
         make(num_bins=33)
