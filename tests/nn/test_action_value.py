@@ -48,7 +48,7 @@ def test_numbers_without_finite_bounds_stay_as_they_are():
 
 def test_spaces_and_actions_that_do_not_fit():
     obs = spaces.Box(-1.0, 1.0, (3,))
-    with pytest.raises(TypeError, match="values actions of a Box space.*QNetwork"):
+    with pytest.raises(TypeError, match="values actions of a Box.*QNetwork"):
         ActionValue(obs, spaces.Discrete(2), key=KEY)
     with pytest.raises(TypeError, match="are traced"):
         jax.eval_shape(lambda high: jnp.zeros(()) * ActionValue(obs, spaces.Box(0.0, high, (1,)), key=KEY).center[0], 2.0)

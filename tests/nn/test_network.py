@@ -169,7 +169,7 @@ def test_how_boxes_are_acted_in():
         make_head(spaces.Box(-jnp.inf, 1.0, (2,)), box="beta")
     with pytest.raises(ValueError, match="box must be one of gaussian, squashed, beta, got 'normal'"):
         make_head(box, box="normal")
-    with pytest.raises(TypeError, match="bounds that are known when the policy is made"):
+    with pytest.raises(TypeError, match="bounds that are known when it is made"):
         jax.vmap(lambda high: make_head(spaces.Box(0.0, high, (1,)), box="beta")(x[:2]).mode())(jnp.ones(3))
 
 
