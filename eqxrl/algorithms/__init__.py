@@ -9,7 +9,12 @@ from eqxrl.algorithms._hparams import AbstractHParams as AbstractHParams
 from eqxrl.algorithms._impala import IMPALA as IMPALA
 from eqxrl.algorithms._impala import IMPALAHParams as IMPALAHParams
 from eqxrl.algorithms._off_policy import AbstractOffPolicy as AbstractOffPolicy
+from eqxrl.algorithms._off_policy import AbstractOffPolicyHParams as AbstractOffPolicyHParams
 from eqxrl.algorithms._off_policy import OffPolicyState as OffPolicyState
+from eqxrl.algorithms._off_policy import bootstrapped as bootstrapped
+from eqxrl.algorithms._off_policy import copied as copied
+from eqxrl.algorithms._off_policy import descended as descended
+from eqxrl.algorithms._off_policy import fixed as fixed
 from eqxrl.algorithms._on_policy import AbstractOnPolicy as AbstractOnPolicy
 from eqxrl.algorithms._on_policy import OnPolicyState as OnPolicyState
 from eqxrl.algorithms._parts import part as part
