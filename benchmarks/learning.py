@@ -35,6 +35,7 @@ ROWS = [
     ("PendulumNoVel-v1", "ppo", "gru", None, 10, "mean >= -250", lambda x: x.mean() >= -250),
     ("MountainCarContinuousNoVel-v0", "ppo", "gru", None, 10, ">= 90 in 8 of 10", lambda x: sum(x >= 90) >= 8),
     ("Acrobot-v1", "ppo", "zoo", None, 20, "mean >= -85", lambda x: x.mean() >= -85),
+    ("Acrobot-v1", "pqn", "tuned", None, 10, "mean >= -95", lambda x: x.mean() >= -95),
     ("Pendulum-v1", "ppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
     ("Pendulum-v1", "sac", "zoo", None, 10, "mean >= -175", lambda x: x.mean() >= -175),
     ("Pendulum-v1", "sac", "tqc", None, 10, "mean >= -170", lambda x: x.mean() >= -170),

@@ -154,9 +154,12 @@ _ALL = (
              gamma=0.999, ent_coef=0.005, max_grad_norm=0.5, normalize_observations=True, normalize_rewards=True),
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("gru", dict(log_std_init=0.5))),
     ),
-    Preset(
-        "CartPole-v1", "pqn", "tuned", "tuned here",
-        dict(total_timesteps=499_712, eval_freq=49_152, learning_rate=5e-4, epsilon_end=0.1, normalize_rewards=True), anneal=_LR,
+    *(
+        Preset(
+            env_id, "pqn", "tuned", "tuned here, on CartPole-v1",
+            dict(total_timesteps=499_712, eval_freq=49_152, learning_rate=5e-4, epsilon_end=0.1, normalize_rewards=True), anneal=_LR,
+        )
+        for env_id in ("CartPole-v1", "Acrobot-v1")
     ),
     Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
     Preset(
