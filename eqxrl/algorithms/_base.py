@@ -257,10 +257,10 @@ def _train(
         ts, metrics = algo.iterations(eqx.combine(arrays, static), num_iterations)
         return eqx.filter(ts, eqx.is_array), (evaluated(algo, ts)[0], metrics)
 
-    arrays, (evaluations, metrics) = jax.lax.scan(chunk, arrays, jnp.asarray(algo.chunks))
-    if not skip_initial_evaluation:
-        first = evaluated(algo, ts)[0]
-        evaluations = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, evaluations)
+    # The first evaluation is one after no iterations, so that there is one program for all of them.
+    chunks = algo.chunks if skip_initial_evaluation else np.concatenate([np.zeros(1, np.int32), algo.chunks])
+    arrays, (evaluations, metrics) = jax.lax.scan(chunk, arrays, jnp.asarray(chunks))
+    metrics = jax.tree.map(lambda x: x[len(chunks) - len(algo.chunks) :], metrics)
     return all_outputs(eqx.combine(arrays, static), evaluations, metrics)
 
 
