@@ -1,6 +1,6 @@
 """Plants bugs one at a time and counts how many the default tests catch.
 
-    python tests/mutations.py                 # all of them; about an hour on two cores
+    python tests/mutations.py                 # all of them; about two hours on two cores
     python tests/mutations.py 3 17            # only these
     python tests/mutations.py --list
 
