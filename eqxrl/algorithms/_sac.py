@@ -96,6 +96,7 @@ class SAC(AbstractOffPolicy):
     def update(
         self, learner: SACLearner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[SACLearner, Float[Array, " batch"], dict[str, Scalar]]:
+        self.reduction.check(eqx.filter_eval_shape(values_taken, learner.critics, self.spaces[1], batch.obs, batch.action))
         next_key, actor_key = jax.random.split(key)
         temperature = jnp.exp(learner.log_temperature) if self.hp.learn_temperature else self.hp.temperature
         policy = jax.vmap(learner.actor)(batch.next_obs)

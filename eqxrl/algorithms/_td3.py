@@ -92,6 +92,7 @@ class TD3(AbstractOffPolicy):
         self, learner: TD3Learner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[TD3Learner, Float[Array, " batch"], dict[str, Scalar]]:
         hp, box, (old_actor, old_critics) = self.hp, self.spaces[1], learner.target
+        self.reduction.check(eqx.filter_eval_shape(values_taken, learner.critics, box, batch.obs, batch.action))
         action = with_noise(box, jax.vmap(old_actor)(batch.next_obs), hp.target_noise, key, hp.target_noise_clip)
         following = self.reduction.following(values_taken(old_critics, box, batch.next_obs, action))
         targets = bootstrapped(batch, following)

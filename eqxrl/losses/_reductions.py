@@ -39,6 +39,12 @@ class AbstractReduction(eqx.Module):
     def value(self, values: Float[Array, "members batch outputs"]) -> Float[Array, " batch"]:
         """What an actor aims for."""
 
+    def check(self, values: jax.ShapeDtypeStruct | Array) -> None:
+        """**Raises:** `ValueError` where the critics' values, or their shape, aren't `[members batch outputs]`."""
+        if values.shape[-1] != self.outputs:
+            how = f"pass critics with out_size={self.outputs}; those of Discrete actions give one number, and need another reduction"
+            raise ValueError(f"{type(self).__name__} needs {self.outputs} numbers of each critic, got {values.shape[-1]}; {how}")
+
     @abc.abstractmethod
     def following(self, values: Float[Array, "members batch outputs"]) -> Float[Array, "batch targets"]:
         """What targets are made of, given the target networks' values of what follows: one number, or several that stand for the

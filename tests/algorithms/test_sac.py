@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 
 def sac(env="Pendulum-v1", critic=ActionValue, reduction=None, **hp):
-    outputs = {} if reduction is None else dict(out_size=reduction.outputs)
+    outputs = {} if reduction is None or critic is QNetwork else dict(out_size=reduction.outputs)
     parts = dict(actor=SMALL(StochasticActor), critic=SMALL(critic, **outputs), reduction=reduction)
     return SAC.create(env, hp=SACHParams(**SIZES, **hp), **parts)
 
@@ -221,6 +221,10 @@ def test_what_does_not_fit_is_said():
     one = ActionValue(*sac().spaces, key=KEY)
     with pytest.raises(TypeError, match="got a ActionValue where several are made; pass what makes one"):
         SAC.create("Pendulum-v1", critic=one)
+    with pytest.raises(ValueError, match="TruncatedQuantiles needs 5 numbers of each critic, got 1; pass critics with out_size=5"):
+        sac("CartPole-v1", QNetwork, TruncatedQuantiles(5, 1))
+    with pytest.raises(ValueError, match="Minimum needs 1 numbers of each critic, got 3"):
+        SAC.create("Pendulum-v1", critic=SMALL(ActionValue, out_size=3))
     for wrong in (dict(temperature=0.0), dict(tau=1.5), dict(num_critics=0)):
         with pytest.raises(ValueError, match=f"SACHParams.{next(iter(wrong))}"):
             SACHParams(**wrong)
