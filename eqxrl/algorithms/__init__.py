@@ -14,7 +14,6 @@ from eqxrl.algorithms._off_policy import OffPolicyState as OffPolicyState
 from eqxrl.algorithms._off_policy import bootstrapped as bootstrapped
 from eqxrl.algorithms._off_policy import copied as copied
 from eqxrl.algorithms._off_policy import descended as descended
-from eqxrl.algorithms._off_policy import fixed as fixed
 from eqxrl.algorithms._on_policy import AbstractOnPolicy as AbstractOnPolicy
 from eqxrl.algorithms._on_policy import OnPolicyState as OnPolicyState
 from eqxrl.algorithms._parts import part as part

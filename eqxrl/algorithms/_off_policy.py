@@ -208,8 +208,3 @@ def descended(
 def copied(network: T) -> T:
     """With buffers of its own: one that is in a state twice can't be donated."""
     return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, network)
-
-
-def fixed(network: T) -> T:
-    """That no gradient flows to, but through."""
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, network)

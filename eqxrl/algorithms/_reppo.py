@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import TrainStepMetrics, TrajectoryCollectionState, Transition, Transitions
@@ -62,6 +63,9 @@ class REPPOHParams(AbstractHParams):
 
     def __check_init__(self):
         super().__check_init__()  # the sizes themselves, before they are computed with
+        low, high = self.value_low, self.value_high
+        if not isinstance(low, Tracer) and not isinstance(high, Tracer) and not low < high:
+            raise ValueError(f"value_low must be below value_high, got {float(low):g} and {float(high):g}")
         samples = self.num_envs * self.num_steps
         if rest := samples % self.num_minibatches:
             by = f"divisible by num_minibatches ({self.num_minibatches}); remainder {rest}"

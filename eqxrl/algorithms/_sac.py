@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_scalar, as_schedule, field, optional, strong, typed, within
-from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended, fixed
+from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import AbstractTargetUpdate, Polyak
-from eqxrl.losses import AbstractReduction, Minimum, values_chosen, values_taken
+from eqxrl.losses import AbstractReduction, Minimum, fixed, values_chosen, values_taken
 from eqxrl.nn import ActionValue, QNetwork, RandomAtFirst, Sampling, StochasticActor
 from eqxrl.spaces import Discrete, log_volume
 

@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
-from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended, fixed
+from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import AbstractTargetUpdate, Polyak
-from eqxrl.losses import AbstractReduction, Minimum, values_taken
+from eqxrl.losses import AbstractReduction, Minimum, fixed, values_taken
 from eqxrl.nn import ActionValue, DeterministicActor, GaussianNoise, RandomAtFirst, with_noise
 
 

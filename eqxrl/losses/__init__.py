@@ -10,6 +10,7 @@ from eqxrl.losses._reductions import AbstractReduction as AbstractReduction
 from eqxrl.losses._reductions import Mean as Mean
 from eqxrl.losses._reductions import Minimum as Minimum
 from eqxrl.losses._reductions import TruncatedQuantiles as TruncatedQuantiles
+from eqxrl.losses._soft_values import fixed as fixed
 from eqxrl.losses._soft_values import values_chosen as values_chosen
 from eqxrl.losses._soft_values import values_taken as values_taken
 from eqxrl.losses._td import quantile_huber as quantile_huber

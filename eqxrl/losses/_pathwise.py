@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from eqxrl._typing import Observation, Scalar, field, typed, within
+from eqxrl.losses._soft_values import fixed
 from eqxrl.nn import AbstractDistribution, HLGauss
 
 
@@ -50,8 +51,7 @@ class PathwiseLoss(eqx.Module):
         self, policy: TemperedActor, critic: Any, obs: Observation, old: AbstractDistribution, key: Key[Array, ""]
     ) -> tuple[Scalar, dict[str, Scalar]]:
         """The actor's and the multipliers'. A distribution that is beyond `kl_bound` of its old one is brought back, and nothing else."""
-        fixed = jax.lax.stop_gradient
-        critic = jax.tree.map(lambda x: fixed(x) if eqx.is_array(x) else x, critic)
+        critic = fixed(critic)
         temperature, kl_coef = jnp.exp(policy.log_temperature), jnp.exp(policy.log_kl_coef)
         distribution: Any = jax.vmap(policy.actor)(obs)
         action, log_prob = distribution.sample_and_log_prob(key)

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from eqxrl._typing import Action, Observation
+from eqxrl._typing import Action, Observation, T
 from eqxrl.nn import AbstractDistribution, Categorical, Ensemble, value_of
 from eqxrl.spaces import Discrete
 
@@ -33,3 +34,8 @@ def values_chosen(
     values = jax.vmap(reduce, in_axes=2, out_axes=1)(values[..., None])
     p = jax.nn.softmax(distribution.logits)
     return jnp.sum(p.reshape(*p.shape, *[1] * (values.ndim - 2)) * values, axis=1), -distribution.entropy()
+
+
+def fixed(network: T) -> T:
+    """That no gradient flows to, but through."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, network)

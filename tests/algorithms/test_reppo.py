@@ -208,6 +208,8 @@ def test_actions_are_drawn_or_the_mode(reppo, first):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"num_envs \* num_steps \(24\) must be divisible by num_minibatches \(5\); remainder 4"):
         REPPOHParams(num_envs=4, num_steps=6, num_minibatches=5)
+    with pytest.raises(ValueError, match="value_low must be below value_high, got 3 and 3"):
+        REPPOHParams(value_low=3.0, value_high=3.0)
     with pytest.raises(TypeError, match="values actions of a Box"):
         REPPO.create("CartPole-v1", hp=HP)
     with pytest.raises(ValueError, match="HLGauss has 33 bins"):
