@@ -9,31 +9,24 @@ with actions drawn from the policy.
 """
 
 import dataclasses
-import functools
-import time
 from typing import Any
 
 import equinox as eqx
 import gymnax
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 import rejax
-from rejax.evaluate import evaluate
+from equivalence import NUM_EVALS, compare, play
 from rejax_parts import NormalizeEachStep, ScaleRewardsEachStep, standardize
 from rejax_side import FiveValueStep, to_agent
-from scipy import stats
 
 from eqxrl import PPO, MinibatchLearner, MLPActorCritic, PPOHParams, PPOLoss, RolloutCollector
 from eqxrl.envs import ResetWhenDone, TimeLimitIsTerminal
 
 NUM_SEEDS = 100
 """Of each of the two."""
-CHUNK = 25
-"""How many are trained at once; bounds the memory."""
-NUM_EVALS, NUM_EPISODES = 10, 32
 MARGIN = 0.02
 """Of the return range."""
 
@@ -172,13 +165,6 @@ def make_eqxrl(case: Case) -> PPO:
     )
 
 
-def play(case: Case, act, key):
-    """The mean return of whole episodes."""
-    env, env_params = make_env(case)
-    _, returns = evaluate(act, key, FiveValueStep(env), env_params, NUM_EPISODES, env_params.max_steps_in_episode)
-    return jnp.mean(returns)
-
-
 def train_rejax(algo: rejax.PPO, case: Case, key):
     ts, returns = algo.train(key)
     return returns, ts.global_step
@@ -204,41 +190,7 @@ def train_eqxrl(algo: PPO, case: Case, key):
     return returns, arrays.data_collection_state.global_step * algo.iteration_size
 
 
-def learning_curves(train, algo, case: Case, seed: int, num_seeds: int) -> np.ndarray:
-    """`[seeds evals]`"""
-    many = eqx.filter_jit(jax.vmap(functools.partial(train, algo, case)))
-    keys = jax.random.split(jax.random.key(seed), num_seeds)
-    curves = []
-    for start in range(0, num_seeds, CHUNK):
-        returns, env_steps = many(keys[start : start + CHUNK])
-        assert np.all(np.asarray(env_steps) == case.env_steps)
-        curves.append(np.asarray(returns))
-    return np.concatenate(curves)
-
-
-def tost(a: np.ndarray, b: np.ndarray, margin: float) -> float:
-    """The p-value of "the means differ by `margin` or more": two one-sided Welch tests. Schuirmann 1987,
-    https://doi.org/10.1007/BF01068419."""
-    above = stats.ttest_ind(a + margin, b, equal_var=False, alternative="greater").pvalue
-    below = stats.ttest_ind(a - margin, b, equal_var=False, alternative="less").pvalue
-    return max(above, below)
-
-
-def compare(case: Case, num_seeds: int) -> float:
-    """Trains, prints what came of it, and returns `tost`'s p-value."""
-    margin = MARGIN * (case.high - case.low)
-    means = {}
-    print(f"\n{case.env_id}, {num_seeds} seeds of each, {case.env_steps} env steps, margin {margin:.0f}")
-    for seed, (name, make_algo, train) in enumerate([("rejax", make_rejax, train_rejax), ("eqxrl", make_eqxrl, train_eqxrl)]):
-        start = time.perf_counter()
-        curves = learning_curves(train, make_algo(case), case, seed, num_seeds)
-        means[name] = curves.mean(1)
-        print(f"{name}: {means[name].mean():.1f} +- {means[name].std(ddof=1):.1f}, {time.perf_counter() - start:.0f} s")
-        print("  by evaluation:", np.array2string(curves.mean(0), precision=0, max_line_width=200))
-    interval = stats.ttest_ind(means["eqxrl"], means["rejax"], equal_var=False).confidence_interval(0.9)
-    p = tost(means["eqxrl"], means["rejax"], margin)
-    print(f"eqxrl - rejax: {interval.low:.1f} to {interval.high:.1f} (90 %); p = {p:.2g} that they differ by {margin:.0f}")
-    return p
+SIDES = {"rejax": (make_rejax, train_rejax), "eqxrl": (make_eqxrl, train_eqxrl)}
 
 
 @pytest.mark.slow
@@ -246,4 +198,4 @@ def compare(case: Case, num_seeds: int) -> float:
 @pytest.mark.parametrize("case", [CARTPOLE, PENDULUM], ids=lambda case: case.env_id)
 def test_learns_as_rejax_does(case):
     with jax.numpy_rank_promotion("allow"):  # which rejax's normalisation relies on
-        assert compare(case, NUM_SEEDS) < 0.05
+        assert compare(case, NUM_SEEDS, SIDES, MARGIN) < 0.05
