@@ -9,7 +9,7 @@ from eqxrl._typing import Scalar, as_scalar, typed
 @typed
 class LinearSchedule(eqx.Module):
     """`optax.linear_schedule` as a pytree: it can be compared, printed and logged, and its values can be swept by `vmap`. From
-    `init_value` to `end_value` in `transition_steps` gradient updates, constant afterwards."""
+    `init_value` to `end_value` in `transition_steps` gradient updates (env steps, where it is said to go by these), constant afterwards."""
 
     init_value: Scalar = eqx.field(converter=as_scalar)
     end_value: Scalar = eqx.field(converter=as_scalar)

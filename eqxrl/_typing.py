@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 Scalar = Float[Array, ""]
 Schedule = Scalar | Callable
-"""A coefficient: a number, or a function of the number of gradient updates made so far (any optax schedule)."""
+"""A coefficient: a number, or a function of the number of gradient updates made so far (any optax schedule); of env steps, where that is
+said."""
 _NUMBERS: Any = (Scalar, Schedule, *(cast(Any, x) | None for x in (Scalar, Schedule)))
 Observation = PyTree[Shaped[Array, "..."]]
 """Any pytree of arrays; which leading axes it has is checked by the struct that holds it."""
@@ -110,8 +111,8 @@ def optional(converter: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda x: None if x is None else converter(x)
 
 
-def at_step(x: Any, num_updates: Int[Array, ""]) -> Any:
-    """The value of a coefficient (a `Schedule`, or None) after `num_updates` gradient updates."""
+def at_step(x: Any, num_updates: Int[Array, ""] | Float[Array, ""]) -> Any:
+    """The value of a coefficient (a `Schedule`, or None) after `num_updates` gradient updates, or whatever it goes by."""
     return as_scalar(cast(Any, x(num_updates))) if callable(x) else x
 
 

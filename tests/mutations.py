@@ -31,7 +31,7 @@ EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py",
 DQN, BUFFER, ENCODE = "algorithms/_dqn.py", "buffers/_uniform.py", "nn/_encode.py"
 TARGETS, SEQUENCES, OFF_POLICY = "learners/_target_updates.py", "buffers/_sequences.py", "algorithms/_off_policy.py"
 SAC, TD3, SOFT, REDUCTIONS = "algorithms/_sac.py", "algorithms/_td3.py", "losses/_soft_values.py", "losses/_reductions.py"
-EXPLORATION, REPPO, PATHWISE, SOFT_RETURNS = "nn/_exploration.py", "algorithms/_reppo.py", "losses/_pathwise.py", "advantages/_soft.py"
+EXPLORATION, REPPO, PATHWISE, SOFT_RETURNS = "nn/_exploration.py", "algorithms/_reppo.py", "losses/_pathwise.py", "advantages/_returns.py"
 TD, PRIORITIZED, Q_NETWORK = "losses/_td.py", "buffers/_prioritized.py", "nn/_q_network.py"
 POLICY, MEMORY, MASKED, LAYERS = "nn/_actor_critic.py", "nn/_memory.py", "nn/_masked.py", "nn/_layers.py"
 JOINT, BOUNDED = "nn/_joint.py", "nn/_bounded.py"
@@ -144,7 +144,7 @@ BUGS = [
     ("noisy actions leave the bounds", EXPLORATION, "jnp.clip(action + 0.5 * (high - low) * noise, low, high)", "action + 0.5 * (high - low) * noise"),
     ("a policy that never acts at random", EXPLORATION, "jnp.where(self.random, a.astype(b.dtype), b)", "b"),
     ("soft returns run on over the end", SOFT_RETURNS, "jnp.where(terminated, 0.0, later)", "later"),
-    ("soft returns run on over a cut", SOFT_RETURNS, "jnp.where(t.truncated.at[-1].set(True), 0.0, td_lambda)", "jnp.where(jnp.zeros_like(t.truncated).at[-1].set(True), 0.0, td_lambda)"),
+    ("soft returns run on over a cut", SOFT_RETURNS, "jnp.where(t.done.at[-1].set(True), 0.0, trusted)", "jnp.where(t.terminated.at[-1].set(True), 0.0, trusted)"),
     ("updates go on beyond target_kl", TARGET_KL, "jax.lax.cond(over, lambda", "jax.lax.cond(False, lambda"),
 ]
 

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int, Key
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
-from eqxrl._typing import Carry, KeyLike, Observation, as_key, describe, validate
+from eqxrl._typing import Carry, KeyLike, Observation, Scalar, as_key, describe, validate
 from eqxrl._xla import forget_programs_if_many
 from eqxrl.algorithms._bitwise import all_outputs, traced_bounds
 from eqxrl.algorithms._finite import warn_unless_finite
@@ -190,6 +190,10 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
     def env_steps(self, ts: TState) -> int:
         """How many env steps, over all environments, the state has behind it; of one member, if it is a vmapped one."""
         return int(np.max(jax.device_get(ts.num_iterations))) * self.iteration_size  # pyright: ignore[reportAttributeAccessIssue]
+
+    def env_steps_after(self, num_iterations: Int[Array, ""]) -> Scalar:
+        """Env steps, over all environments, in so many iterations: what schedules of exploration go by. It may be traced."""
+        return num_iterations.astype(jnp.float32) * self.iteration_size
 
     def make_actor(self, ts: TState, deterministic: bool = False) -> "Actor":
         """The trained policy as a function `act(obs, rng)` of one observation, in the environment's units, that returns an

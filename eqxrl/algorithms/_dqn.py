@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
+from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams
 from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, copied, descended
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import AbstractTargetUpdate, Periodic, clipped
@@ -13,7 +14,7 @@ from eqxrl.losses import td_loss, td_target
 from eqxrl.nn import EpsilonGreedy, QNetwork, perturbed
 
 
-class DQNHParams(AbstractOffPolicyHParams):
+class DQNHParams(AbstractOffPolicyHParams, AbstractEpsilonGreedyHParams):
     """How a DQN is configured; see `PPOHParams`."""
 
     target_update_freq: int = field(default=500)
@@ -24,12 +25,6 @@ class DQNHParams(AbstractOffPolicyHParams):
     """Adam's step size."""
     max_grad_norm: Scalar = field(default=10.0, metadata=within(0.0))
     """Global norm that gradients are clipped to."""
-    epsilon_start: Scalar = field(default=1.0, metadata=within(0.0, 1.0))
-    """Probability of a random action at the start."""
-    epsilon_end: Scalar = field(default=0.05, metadata=within(0.0, 1.0))
-    """The same after `exploration_fraction` of the run, linear in between."""
-    exploration_fraction: Scalar = field(default=0.2, metadata=within(0.0, 1.0, open_low=True))
-    """Part of the run in which exploration decreases."""
 
 
 @typed
@@ -69,10 +64,8 @@ class DQN(AbstractOffPolicy):
         return DQNLearner(q=q, target=copied(q), opt_state=opt_state)
 
     def behaviour(self, learner: DQNLearner, num_iterations: Int[Array, ""]) -> EpsilonGreedy:
-        hp, env_steps = self.hp, num_iterations.astype(jnp.float32) * self.iteration_size
-        progress = jnp.clip(env_steps / (hp.exploration_fraction * hp.total_timesteps), 0.0, 1.0)
-        epsilon = hp.epsilon_start + (hp.epsilon_end - hp.epsilon_start) * progress
-        return EpsilonGreedy(learner.q, jnp.where(env_steps < hp.learning_starts, 1.0, epsilon))
+        env_steps = self.env_steps_after(num_iterations)
+        return EpsilonGreedy(learner.q, jnp.where(env_steps < self.hp.learning_starts, 1.0, self.hp.epsilon(env_steps)))
 
     def update(
         self, learner: DQNLearner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]

@@ -1,12 +1,14 @@
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from eqxrl._typing import check_numbers, field
+from eqxrl._typing import Scalar, check_numbers, field, within
 
 
 class AbstractHParams(eqx.Module):
@@ -42,6 +44,27 @@ class AbstractHParams(eqx.Module):
     def __repr__(self) -> str:
         fields = (f"{f.name}={_show(getattr(self, f.name))}" for f in dataclasses.fields(self))
         return f"{type(self).__name__}({', '.join(fields)})"
+
+
+class AbstractEpsilonGreedyHParams(AbstractHParams):
+    """What those algorithms have in common whose actions are now and then drawn from all of them."""
+
+    epsilon_start: Scalar = field(default=1.0, metadata=within(0.0, 1.0))
+    """Probability of a random action at the start."""
+    epsilon_end: Scalar = field(default=0.05, metadata=within(0.0, 1.0))
+    """The same after `exploration_fraction` of the run, linear in between."""
+    exploration_fraction: Scalar = field(default=0.2, metadata=within(0.0, 1.0, open_low=True))
+    """Part of the run in which exploration decreases."""
+
+    @property
+    def epsilon(self) -> Callable[[Scalar], Scalar]:
+        """The probability of a random action after so many env steps."""
+
+        def at(env_steps: Scalar) -> Scalar:
+            progress = jnp.clip(env_steps / (self.exploration_fraction * self.total_timesteps), 0.0, 1.0)
+            return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * progress
+
+        return at
 
 
 def _show(x: object) -> str:

@@ -173,8 +173,7 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
 
     def random_at_first(self, policy: AbstractPolicy, num_iterations: Int[Array, ""]) -> RandomAtFirst:
         """The policy, which draws actions from the whole action space before `learning_starts` env steps."""
-        env_steps = num_iterations.astype(jnp.float32) * self.iteration_size
-        return RandomAtFirst(policy, env_steps < self.hp.learning_starts, self.spaces[1])
+        return RandomAtFirst(policy, self.env_steps_after(num_iterations) < self.hp.learning_starts, self.spaces[1])
 
     @property
     def iteration_size(self) -> int:

@@ -1,12 +1,11 @@
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, within
 from eqxrl.advantages import GAE, AbstractAdvantage
-from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy, OnPolicyState
 from eqxrl.algorithms._parts import part
 from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
@@ -15,7 +14,7 @@ from eqxrl.losses import AbstractLoss, QLoss
 from eqxrl.nn import AbstractActorCritic, Exploring, QActorCritic, QNetwork
 
 
-class PQNHParams(AbstractHParams):
+class PQNHParams(AbstractEpsilonGreedyHParams):
     """How a PQN is configured; see `PPOHParams`."""
 
     num_epochs: int = field(default=4)
@@ -38,12 +37,6 @@ class PQNHParams(AbstractHParams):
     """How far targets trust rewards over values: 0 one step, 1 the whole rollout."""
     max_grad_norm: Scalar = field(default=10.0, metadata=within(0.0))
     """Global norm that gradients are clipped to."""
-    epsilon_start: Scalar = field(default=1.0, metadata=within(0.0, 1.0))
-    """Probability of a random action at the start."""
-    epsilon_end: Scalar = field(default=0.05, metadata=within(0.0, 1.0))
-    """The same after `exploration_fraction` of the run, linear in between."""
-    exploration_fraction: Scalar = field(default=0.2, metadata=within(0.0, 1.0, open_low=True))
-    """Part of the run in which exploration decreases."""
 
     @property
     def num_updates(self) -> int:
@@ -88,9 +81,7 @@ class PQN(AbstractOnPolicy):
         return MinibatchLearner(self.loss, self.optimizer, num_epochs=hp.num_epochs, num_minibatches=hp.num_minibatches)
 
     def behaviour(self, ts: OnPolicyState) -> AbstractActorCritic:
-        hp, env_steps = self.hp, ts.num_iterations.astype(jnp.float32) * self.iteration_size
-        progress = jnp.clip(env_steps / (hp.exploration_fraction * hp.total_timesteps), 0.0, 1.0)
-        return Exploring(ts.agent, hp.epsilon_start + (hp.epsilon_end - hp.epsilon_start) * progress)
+        return Exploring(ts.agent, self.hp.epsilon(self.env_steps_after(ts.num_iterations)))
 
 
 def _network(observation_space: Any, action_space: Any, *, key: Key[Array, ""]) -> QActorCritic:

@@ -12,7 +12,7 @@ from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHPa
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import AbstractTargetUpdate, Polyak
 from eqxrl.losses import AbstractReduction, Minimum, fixed, values_taken
-from eqxrl.nn import ActionValue, DeterministicActor, GaussianNoise, RandomAtFirst, with_noise
+from eqxrl.nn import AbstractActionNoise, ActionValue, DeterministicActor, GaussianNoise, Noisy, RandomAtFirst, with_noise
 
 
 class TD3HParams(AbstractOffPolicyHParams):
@@ -30,8 +30,9 @@ class TD3HParams(AbstractOffPolicyHParams):
     """Adam's step size, for the actor and the critics."""
     tau: Scalar = field(default=0.005, metadata=within(0.0, 1.0))
     """Part of the networks in a step of their target networks."""
-    exploration_noise: Scalar = field(default=0.1, metadata=within(0.0))
-    """Standard deviation of the noise while collecting, as a part of half of the distance between an action's bounds."""
+    exploration_noise: Schedule = field(default=0.1, converter=as_schedule, metadata=within(0.0))
+    """Standard deviation of the noise while collecting, as a part of half of the distance between an action's bounds; a schedule is
+    one of env steps."""
     target_noise: Scalar = field(default=0.2, metadata=within(0.0))
     """The same of the noise on the target policy's actions."""
     target_noise_clip: Scalar = field(default=0.5, metadata=within(0.0))
@@ -66,6 +67,10 @@ class TD3(AbstractOffPolicy):
         """One of the critics: `critic(obs, action) -> [outputs]`."""
         return functools.partial(ActionValue, hidden_sizes=(256, 256), out_size=self.reduction.outputs)
 
+    @part(AbstractActionNoise)
+    def action_noise(self):
+        return GaussianNoise(self.hp.exploration_noise)
+
     @part(AbstractReduction)
     def reduction(self):
         return Minimum()
@@ -85,8 +90,8 @@ class TD3(AbstractOffPolicy):
         return TD3Learner(*nets, target=copied(nets), opt_state=(opt_states[0], opt_states[1]))
 
     def behaviour(self, learner: TD3Learner, num_iterations: Int[Array, ""]) -> RandomAtFirst:
-        noisy = GaussianNoise(learner.actor, self.hp.exploration_noise, self.spaces[1])
-        return self.random_at_first(noisy, num_iterations)
+        noise = self.action_noise.at_step(self.env_steps_after(num_iterations))
+        return self.random_at_first(Noisy(learner.actor, noise, self.spaces[1]), num_iterations)
 
     def update(
         self, learner: TD3Learner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]

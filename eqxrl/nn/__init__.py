@@ -17,7 +17,10 @@ from eqxrl.nn._encode import AbstractEncoder as AbstractEncoder
 from eqxrl.nn._encode import Convolve as Convolve
 from eqxrl.nn._encode import Encoder as Encoder
 from eqxrl.nn._ensemble import Ensemble as Ensemble
+from eqxrl.nn._exploration import AbstractActionNoise as AbstractActionNoise
 from eqxrl.nn._exploration import GaussianNoise as GaussianNoise
+from eqxrl.nn._exploration import Noisy as Noisy
+from eqxrl.nn._exploration import OrnsteinUhlenbeckNoise as OrnsteinUhlenbeckNoise
 from eqxrl.nn._exploration import RandomAtFirst as RandomAtFirst
 from eqxrl.nn._exploration import Sampling as Sampling
 from eqxrl.nn._exploration import with_noise as with_noise

@@ -1,13 +1,15 @@
 """How a policy explores while it collects. None of these does without a key."""
 
+import abc
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from eqxrl._typing import Action, Carry, Observation, Scalar, typed
+from eqxrl._typing import Action, Carry, Observation, Scalar, Schedule, as_number, as_schedule, at_step, field, typed, within
 from eqxrl.nn._policy import AbstractPolicy
 from eqxrl.spaces import bounds, sample
 
@@ -26,29 +28,99 @@ class Sampling(AbstractPolicy):
         return ()
 
 
+class AbstractActionNoise(eqx.Module):
+    """What is added to actions in a Box while collecting; its unit is half of the distance between their bounds. Uniform noise, in full:
+
+        class UniformNoise(AbstractActionNoise):
+            std: Schedule = field(default=0.1, converter=as_schedule)
+
+            def __call__(self, action, carry, key):
+                return self.std * 3**0.5 * jax.random.uniform(key, action.shape, minval=-1.0, maxval=1.0), carry
+
+            def initial_carry(self, action_space):
+                return ()
+    """
+
+    std: eqx.AbstractVar[Schedule]  # pyright: ignore[reportGeneralTypeIssues]
+    """A number, or a function of the number of env steps so far."""
+
+    @abc.abstractmethod
+    def __call__(self, action: Float[Array, "envs ..."], carry: Carry, key: Key[Array, ""]) -> tuple[Float[Array, "envs ..."], Carry]:
+        """The noise for actions `[envs ...]`, and what it is to remember until the next step, `[envs ...]`."""
+
+    @abc.abstractmethod
+    def initial_carry(self, action_space: Any) -> Carry:
+        """What it remembers in one environment at the start of an episode; `()` where each step's noise is drawn afresh."""
+
+    def at_step(self, env_steps: Scalar) -> "AbstractActionNoise":
+        """This noise with the standard deviation that holds after so many env steps."""
+        return dataclasses.replace(self, std=at_step(self.std, env_steps))
+
+
 @typed
-class GaussianNoise(AbstractPolicy):
-    """What a network gives for one observation, an action in a Box, plus normal noise of the standard deviation `std` times half of the
-    distance between the bounds, clipped to them."""
+class GaussianNoise(AbstractActionNoise):
+    """Normal noise, of the standard deviation `std`, drawn afresh at each step."""
+
+    std: Schedule = field(default=0.1, converter=as_schedule, metadata=within(0.0))
+
+    def __call__(self, action: Float[Array, "envs ..."], carry: Carry, key: Key[Array, ""]) -> tuple[Float[Array, "envs ..."], Carry]:
+        return as_number(self.std) * jax.random.normal(key, action.shape, action.dtype), carry
+
+    def initial_carry(self, action_space: Any) -> tuple[()]:
+        return ()
+
+
+@typed
+class OrnsteinUhlenbeckNoise(AbstractActionNoise):
+    r"""Noise that goes on from step to step, $n_t = (1 - \theta) n_{t-1} + \sigma \epsilon_t$ with normal $\epsilon_t$; an episode
+    begins with $n_{-1} = 0$. Its standard deviation grows to $\sigma / \sqrt{\theta (2 - \theta)}$, and that of one step correlates by
+    $(1 - \theta)^k$ with that of $k$ steps later. Where $\sigma$ changes over the run, all of $n$ is scaled with it.
+
+    Uhlenbeck and Ornstein 1930, https://doi.org/10.1103/PhysRev.36.823; in steps of 1, and with the numbers of Lillicrap et al. 2016,
+    https://arxiv.org/abs/1509.02971, section 7.
+    """
+
+    std: Schedule = field(default=0.2, converter=as_schedule, metadata=within(0.0))
+    r"""$\sigma$, the standard deviation of what a step adds."""
+    theta: Scalar = field(default=0.15, metadata=within(0.0, 1.0))
+    """Part of the noise that a step takes away: 0 is a random walk, 1 is `GaussianNoise`."""
+
+    def __call__(self, action: Float[Array, "envs ..."], carry: Carry, key: Key[Array, ""]) -> tuple[Float[Array, "envs ..."], Carry]:
+        carry = (1 - self.theta) * carry + jax.random.normal(key, carry.shape, carry.dtype)
+        return as_number(self.std) * carry, carry
+
+    def initial_carry(self, action_space: Any) -> Float[Array, "..."]:
+        return jnp.zeros(action_space.shape, jnp.float32)
+
+
+@typed
+class Noisy(AbstractPolicy):
+    """What a network gives for one observation, an action in a Box, plus noise, clipped to the bounds."""
 
     actor: eqx.Module
     """`actor(obs) -> action`"""
-    std: Scalar
+    noise: AbstractActionNoise
     action_space: Any = eqx.field(static=True)
 
     def __call__(self, obs: Observation, carry: Carry, key: Key[Array, ""] | None) -> tuple[Action, Carry, tuple[()]]:
         action: Any = jax.vmap(self.actor)(obs)  # pyright: ignore[reportArgumentType]
-        return action if key is None else with_noise(self.action_space, action, self.std, key), carry, ()
+        if key is None:
+            return action, carry, ()
+        noise, carry = self.noise(action, carry, key)
+        return _shifted(self.action_space, action, noise), carry, ()
 
-    def initial_carry(self) -> tuple[()]:
-        return ()
+    def initial_carry(self) -> Carry:
+        return self.noise.initial_carry(self.action_space)
 
 
 def with_noise(action_space: Any, action: Array, std: Scalar, key: Key[Array, ""], clip: Scalar | None = None) -> Array:
     """The actions `[batch ...]` plus normal noise, `std` and the noise's own bounds ±`clip` as parts of half of the distance between the
     action space's bounds, to which the sum is clipped."""
     noise = std * jax.random.normal(key, action.shape, action.dtype)
-    noise = noise if clip is None else jnp.clip(noise, -clip, clip)
+    return _shifted(action_space, action, noise if clip is None else jnp.clip(noise, -clip, clip))
+
+
+def _shifted(action_space: Any, action: Array, noise: Array) -> Array:
     low, high = (jnp.broadcast_to(x, action.shape) for x in bounds(action_space))
     return jnp.clip(action + 0.5 * (high - low) * noise, low, high)
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import quick_jit, same
+from helpers import quick_jit, same, with_limit
 
-from eqxrl import Replayed
+from eqxrl import LinearSchedule, Replayed
 from eqxrl.algorithms import SAC, TD3, SACHParams, TD3HParams
 from eqxrl.losses import TruncatedQuantiles
-from eqxrl.nn import ActionValue, DeterministicActor, QNetwork, StochasticActor
+from eqxrl.nn import ActionValue, DeterministicActor, OrnsteinUhlenbeckNoise, QNetwork, StochasticActor
 
 SIZES = dict(num_envs=2, num_steps=4, updates_per_iteration=3, buffer_size=64, batch_size=5, learning_starts=16, num_seeds_per_eval=2,
              total_timesteps=80, eval_freq=40)  # fmt: skip
@@ -31,11 +31,13 @@ def discrete(**hp):
     return sac("CartPole-v1", QNetwork, **hp)
 
 
-def td3(**hp):
-    return TD3.create("Pendulum-v1", hp=TD3HParams(**SIZES, **hp), actor=SMALL(DeterministicActor), critic=SMALL(ActionValue))
+def td3(action_noise=None, **hp):
+    parts = dict(actor=SMALL(DeterministicActor), critic=SMALL(ActionValue), action_noise=action_noise)
+    return TD3.create("Pendulum-v1", hp=TD3HParams(**{**SIZES, **hp}), **parts)
 
 
-ALGORITHMS = {"sac": sac, "discrete": discrete, "tqc": lambda: sac(reduction=TruncatedQuantiles(5, 1)), "td3": td3}
+ALGORITHMS = {"sac": sac, "discrete": discrete, "tqc": lambda: sac(reduction=TruncatedQuantiles(5, 1)), "td3": td3,
+              "td3 with lasting noise": lambda: td3(OrnsteinUhlenbeckNoise())}  # fmt: skip
 
 
 def batch_of(algo, n=40, seed=0):
@@ -191,7 +193,7 @@ def test_the_actor_of_td3_waits():
         learner = after
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * ("noise" in x)) for x in ALGORITHMS])
 def test_it_runs_and_two_halves_are_the_whole_bit_for_bit(name):
     algo = ALGORITHMS[name]()
     half = dataclasses.replace(algo, hp=dataclasses.replace(algo.hp, total_timesteps=40))
@@ -209,10 +211,38 @@ def test_exploration(name):
     learner = algo.init_learner(KEY)
     obs = batch_of(algo).obs
     at = lambda n: algo.behaviour(learner, jnp.int32(n))  # noqa: E731
+    memory = jax.tree.map(lambda x: jnp.repeat(x[None], len(obs), axis=0), at(0).initial_carry())
     assert [bool(at(n).random) for n in range(4)] == [True, True, False, False]
-    same(at(0)(obs, (), None)[0], at(3)(obs, (), None)[0])
-    drawn, quiet = at(3)(obs, (), KEY)[0], at(3)(obs, (), None)[0]
-    assert not np.array_equal(drawn, quiet) and not np.array_equal(drawn, at(0)(obs, (), KEY)[0])
+    same(at(0)(obs, memory, None)[0], at(3)(obs, memory, None)[0])
+    drawn, quiet = at(3)(obs, memory, KEY)[0], at(3)(obs, memory, None)[0]
+    assert not np.array_equal(drawn, quiet) and not np.array_equal(drawn, at(0)(obs, memory, KEY)[0])
+
+
+def test_the_deviation_of_td3s_noise_goes_by_env_steps():
+    """8 in an iteration."""
+    algo = td3(exploration_noise=LinearSchedule(0.4, 0.0, 32))
+    learner = algo.init_learner(KEY)
+    for n, std in ((0, 0.4), (1, 0.3), (3, 0.1), (9, 0.0)):
+        np.testing.assert_allclose(algo.behaviour(learner, jnp.int32(n)).policy.noise.std, std, atol=1e-6)
+    with pytest.raises(ValueError, match="hp.exploration_noise was set, but no part reads it.*action_noise"):
+        td3(OrnsteinUhlenbeckNoise(), exploration_noise=0.3)
+    assert td3(lambda hp: OrnsteinUhlenbeckNoise(hp.exploration_noise), exploration_noise=0.3).action_noise.std == np.float32(0.3)
+
+
+def test_noise_of_the_last_episode_does_not_go_on():
+    """A random walk: its deviation grows with the square root of the step, from the start of each episode, across rollouts."""
+    algo = td3(OrnsteinUhlenbeckNoise(0.01, theta=0.0), num_envs=64, num_steps=8, learning_starts=0, buffer_size=512)
+    algo = with_limit(algo, 10)
+    ts = algo.init_train_state(KEY)
+    still = eqx.tree_at(lambda a: (a.layers[-1].weight, a.layers[-1].bias), ts.learner.actor, replace_fn=jnp.zeros_like)
+    ts, collect, batches = eqx.tree_at(lambda ts: ts.learner.actor, ts, still), quick_jit(lambda ts: algo.get_batch(ts, 0)), []
+    for _ in range(5):
+        ts, batch = collect(ts)
+        batches.append(batch.transitions)
+    walk = np.concatenate([t.action[..., 0] for t in batches]).reshape(4, 10, 64) / 2  # Pendulum's torque is up to 2
+    assert np.concatenate([t.done for t in batches]).reshape(4, 10, 64)[:, -1].all()
+    for episode in walk:
+        np.testing.assert_allclose(episode.std(axis=1), 0.01 * np.sqrt(1 + np.arange(10)), rtol=0.35)
 
 
 def test_what_does_not_fit_is_said():

@@ -5,9 +5,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 import scipy.stats
 
-from eqxrl.nn import Categorical, DeterministicActor, Ensemble, GaussianNoise, RandomAtFirst, Sampling, SquashedGaussian, StochasticActor
+from eqxrl import LinearSchedule
+from eqxrl.nn import (
+    Categorical,
+    DeterministicActor,
+    Ensemble,
+    GaussianNoise,
+    Noisy,
+    OrnsteinUhlenbeckNoise,
+    RandomAtFirst,
+    Sampling,
+    SquashedGaussian,
+    StochasticActor,
+)
 from eqxrl.spaces import Box, Discrete
 
 OBS, BOX, KEY = Box(-jnp.ones(3), jnp.ones(3)), Box(jnp.array([-2.0, 0.0]), jnp.array([2.0, 1.0])), jax.random.key(0)
@@ -45,7 +58,7 @@ def test_spaces_that_it_does_not_act_in(space, error, why):
 def test_noise_in_the_unit_of_the_bounds():
     actor = DeterministicActor(OBS, BOX, hidden_sizes=(8,), key=KEY)
     actor = eqx.tree_at(lambda a: (a.layers[-1].weight, a.layers[-1].bias), actor, replace_fn=jnp.zeros_like)
-    policy = GaussianNoise(actor, jnp.float32(0.1), BOX)
+    policy = Noisy(actor, GaussianNoise(0.1), BOX)
     quiet, _, _ = policy(SEEN, (), None)
     np.testing.assert_allclose(quiet, np.broadcast_to([0, 0.5], (4000, 2)))
     drawn, carry, _ = policy(SEEN, (), KEY)
@@ -53,8 +66,59 @@ def test_noise_in_the_unit_of_the_bounds():
     np.testing.assert_allclose(np.std(drawn, axis=0), [0.2, 0.05], rtol=0.05)
     for column, std in zip(np.asarray(drawn - quiet).T, (0.2, 0.05), strict=True):
         assert scipy.stats.kstest(column / std, "norm").pvalue > 1e-3
-    loud, _, _ = eqx.tree_at(lambda p: p.std, policy, jnp.float32(10.0))(SEEN, (), KEY)
+    loud, _, _ = eqx.tree_at(lambda p: p.noise.std, policy, jnp.float32(10.0))(SEEN, (), KEY)
     assert BOX.low.tolist() == np.min(loud, axis=0).tolist() and BOX.high.tolist() == np.max(loud, axis=0).tolist()
+
+
+def steps_of(noise, num_steps, num_envs):
+    """The noise `[steps envs act]`, and the normal numbers that it is made of."""
+    keys, action = jax.random.split(KEY, num_steps), jnp.zeros((num_envs, 2))
+    carry = jnp.repeat(noise.initial_carry(BOX)[None], num_envs, axis=0)
+
+    def step(carry, key):
+        drawn, carry = noise(action, carry, key)
+        return carry, drawn
+
+    return jax.lax.scan(step, carry, keys)[1], jax.vmap(lambda key: jax.random.normal(key, action.shape))(keys)
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.15, 1.0])
+def test_ornstein_uhlenbeck_noise_is_a_filter_of_normal_noise(theta):
+    drawn, normal = steps_of(OrnsteinUhlenbeckNoise(0.3, theta), 40, 5)
+    np.testing.assert_allclose(drawn, scipy.signal.lfilter([0.3], [1, theta - 1], normal, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_deviation_and_correlation_of_ornstein_uhlenbeck_noise():
+    """By default as in the paper on DDPG: θ = 0.15, σ = 0.2."""
+    drawn = np.asarray(steps_of(OrnsteinUhlenbeckNoise(), 60, 4000)[0])[..., 0]
+    np.testing.assert_allclose(drawn[0].std(), 0.2, rtol=0.05)
+    np.testing.assert_allclose(drawn[-1].std(), 0.2 / np.sqrt(0.15 * 1.85), rtol=0.05)
+    for k in (1, 5):
+        np.testing.assert_allclose(np.corrcoef(drawn[-1], drawn[-1 - k])[0, 1], 0.85**k, atol=0.04)
+
+
+def test_ornstein_uhlenbeck_noise_in_a_policy():
+    actor = DeterministicActor(OBS, BOX, hidden_sizes=(8,), key=KEY)
+    policy = Noisy(actor, OrnsteinUhlenbeckNoise(0.1), BOX)
+    before = 0.3 * jnp.ones((3, 2))
+    quiet, carry, _ = policy(SEEN[:3], before, None)
+    np.testing.assert_array_equal(carry, before)
+    action, carry, _ = policy(SEEN[:3], before, KEY)
+    np.testing.assert_allclose(action, np.clip(quiet + 0.1 * np.asarray(carry) * [2, 0.5], BOX.low, BOX.high), rtol=1e-5)
+    np.testing.assert_array_equal(policy.initial_carry(), [0, 0])
+
+
+@pytest.mark.parametrize("kind", [GaussianNoise, OrnsteinUhlenbeckNoise])
+def test_the_deviation_of_noise_may_be_a_schedule(kind):
+    noise, shape = kind(LinearSchedule(0.4, 0.1, 1000)), jnp.zeros((4, 2))
+    now = noise.at_step(jnp.float32(500))
+    np.testing.assert_allclose(now.std, 0.25)
+    carry = jnp.zeros((4, 2)) if kind is OrnsteinUhlenbeckNoise else ()
+    np.testing.assert_allclose(now(shape, carry, KEY)[0], 0.25 * jax.random.normal(KEY, (4, 2)), rtol=1e-5)
+    with pytest.raises(TypeError, match="is a schedule; take its value first"):
+        noise(shape, carry, KEY)
+    with pytest.raises(ValueError, match=f"{kind.__name__}.std must be in"):
+        kind(-0.1)
 
 
 @pytest.mark.parametrize("space", [BOX, Discrete(4)])
