@@ -242,3 +242,11 @@ def check_positive(struct: Any, *names: str) -> None:
     for name in names:
         if getattr(struct, name) < 1:
             raise ValueError(f"{type(struct).__name__}.{name} must be at least 1, got {getattr(struct, name)}")
+
+
+def check_below(struct: Any, low: str, high: str) -> None:
+    """For `__check_init__`: the one number is less than the other; nothing is said of numbers that are traced."""
+    a, b = getattr(struct, low), getattr(struct, high)
+    if not isinstance(a, Tracer) and not isinstance(b, Tracer) and not float(a) < float(b):
+        name = type(struct).__name__
+        raise ValueError(f"{name}.{low} must be below {name}.{high}, got {float(a):g} and {float(b):g}")

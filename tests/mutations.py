@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 GAE, BASE = "advantages/_gae.py", "advantages/_base.py"
 LOSS, DIST, NORM = "losses/_ppo.py", "nn/_distributions.py", "nn/_normalize.py"
 ACTING, ROLLOUT, SCALING = "collectors/_base.py", "collectors/_rollout.py", "collectors/_reward_scaling.py"
-RUN, ITERATION, PPO = "algorithms/_base.py", "algorithms/_on_policy.py", "algorithms/_ppo.py"
+RUN, ITERATION, HPARAMS = "algorithms/_base.py", "algorithms/_on_policy.py", "algorithms/_hparams.py"
 LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learners/_permutation.py"
 CLIPPED = "learners/_clipped.py"
 EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py", "collectors/_transitions.py"
@@ -69,7 +69,7 @@ BUGS = [
     ("the last minibatch is left out", LEARNER, ".reshape(self.num_minibatches, -1)", ".reshape(self.num_minibatches, -1)[:-1]"),
     ("clipping of elements, not of the norm", CLIPPED, "optax.clip_by_global_norm(max_grad_norm)", "optax.clip(max_grad_norm)"),
     ("max_grad_norm is never used", CLIPPED, "optax.clip_by_global_norm(max_grad_norm)", "optax.identity()"),
-    ("a schedule's horizon omits minibatches", PPO, " * self.num_epochs * self.num_minibatches", " * self.num_epochs"),
+    ("a schedule's horizon omits minibatches", HPARAMS, " * self.num_epochs * self.num_minibatches", " * self.num_epochs"),
     ("schedules stand still", UPDATE, "num_updates=one_more(state.num_updates)", "num_updates=state.num_updates"),
     ("some samples twice, others never", SHUFFLE, "_mix(jnp.maximum(index, partner) ^ salt)", "_mix(index ^ salt)"),
     ("the clipped action is stored", ROLLOUT, "action=acted.action,", "action=__import__('eqxrl').spaces.to_env_action(env.action_space(env_params), acted.action),"),

@@ -7,11 +7,11 @@ from eqxrl.algorithms._dqn import DQN as DQN
 from eqxrl.algorithms._dqn import DQNHParams as DQNHParams
 from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams as AbstractEpsilonGreedyHParams
 from eqxrl.algorithms._hparams import AbstractHParams as AbstractHParams
+from eqxrl.algorithms._hparams import AbstractMinibatchHParams as AbstractMinibatchHParams
 from eqxrl.algorithms._impala import IMPALA as IMPALA
 from eqxrl.algorithms._impala import IMPALAHParams as IMPALAHParams
 from eqxrl.algorithms._off_policy import AbstractOffPolicy as AbstractOffPolicy
 from eqxrl.algorithms._off_policy import AbstractOffPolicyHParams as AbstractOffPolicyHParams
-from eqxrl.algorithms._off_policy import OffPolicyState as OffPolicyState
 from eqxrl.algorithms._off_policy import bootstrapped as bootstrapped
 from eqxrl.algorithms._off_policy import copied as copied
 from eqxrl.algorithms._off_policy import descended as descended
@@ -33,6 +33,8 @@ from eqxrl.algorithms._sac import SAC as SAC
 from eqxrl.algorithms._sac import SACHParams as SACHParams
 from eqxrl.algorithms._td3 import TD3 as TD3
 from eqxrl.algorithms._td3 import TD3HParams as TD3HParams
+from eqxrl.algorithms._transitions import AbstractOnTransitions as AbstractOnTransitions
+from eqxrl.algorithms._transitions import TransitionsState as TransitionsState
 
 PPOState = OnPolicyState
 """The training state of a PPO."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from eqxrl._typing import Scalar, check_numbers, field, within
+from eqxrl._typing import Scalar, Schedule, check_numbers, field, within
 
 
 class AbstractHParams(eqx.Module):
@@ -44,6 +44,33 @@ class AbstractHParams(eqx.Module):
     def __repr__(self) -> str:
         fields = (f"{f.name}={_show(getattr(self, f.name))}" for f in dataclasses.fields(self))
         return f"{type(self).__name__}({', '.join(fields)})"
+
+
+class AbstractMinibatchHParams(AbstractHParams):
+    """What algorithms have in common that pass over each rollout several times, in minibatches."""
+
+    learning_rate: eqx.AbstractVar[Schedule]  # pyright: ignore[reportGeneralTypeIssues]
+
+    num_epochs: int = field(default=8)
+    """Passes over each rollout."""
+    num_envs: int = field(default=64)
+    """Environments that are stepped at once."""
+    num_steps: int = field(default=64)
+    """Steps of each environment in a rollout."""
+    num_minibatches: int = field(default=16)
+    """Parts that a rollout is cut into for each pass."""
+
+    def __check_init__(self):
+        super().__check_init__()  # the sizes themselves, before they are computed with
+        samples = self.num_envs * self.num_steps
+        if rest := samples % self.num_minibatches:
+            by = f"divisible by num_minibatches ({self.num_minibatches}); remainder {rest}"
+            raise ValueError(f"num_envs * num_steps ({samples}) must be {by}")
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient updates in a run of `total_timesteps`: the horizon for a schedule that spans it."""
+        return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.num_epochs * self.num_minibatches
 
 
 class AbstractEpsilonGreedyHParams(AbstractHParams):

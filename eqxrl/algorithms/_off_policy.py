@@ -2,7 +2,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Generic
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from eqxrl._structs import Replayed, TrainStepMetrics, TrajectoryCollectionState, Transitions
-from eqxrl._typing import KeyLike, Scalar, Schedule, T, TEnvState, as_key, field, one_more, typed, validate, within
-from eqxrl.algorithms._base import AbstractAlgorithm
-from eqxrl.algorithms._bitwise import tied_to
+from eqxrl._structs import Replayed, TrainStepMetrics, Transitions
+from eqxrl._typing import Scalar, Schedule, T, field, one_more, within
 from eqxrl.algorithms._finite import assert_finite
 from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._parts import part
+from eqxrl.algorithms._transitions import AbstractOnTransitions, TransitionsState
 from eqxrl.buffers import AbstractBuffer, BufferState, UniformBuffer, replayed
-from eqxrl.collectors import AbstractCollector, TransitionCollector
-from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst, has_action_mask
+from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst
 
 
 class AbstractOffPolicyHParams(AbstractHParams):
@@ -50,34 +48,9 @@ class AbstractOffPolicyHParams(AbstractHParams):
         return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.updates_per_iteration
 
 
-@typed
-class OffPolicyState(eqx.Module, Generic[TEnvState]):
-    """Everything that a continuation needs, and nothing else does."""
-
-    learner: PyTree
-    """Networks, target networks and optimisers: the algorithm's own struct."""
-    buffer_state: BufferState
-    num_updates: Int[Array, ""]
-    """Gradient updates so far."""
-    rng: Key[Array, ""]
-    data_collection_state: TrajectoryCollectionState[TEnvState]
-
-    @property
-    def num_iterations(self) -> Int[Array, "*seeds"]:
-        return self.data_collection_state.global_step
-
-
-class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
+class AbstractOffPolicy(AbstractOnTransitions):
     """Keeps what it has seen in a buffer and learns from samples of it: collect, add, then `updates_per_iteration` times sample and
     update; no update before `learning_starts` env steps."""
-
-    @abc.abstractmethod
-    def init_learner(self, key: Key[Array, ""]) -> PyTree:
-        """Networks, target networks and optimisers before training."""
-
-    @abc.abstractmethod
-    def behaviour(self, learner: PyTree, num_iterations: Int[Array, ""]) -> AbstractPolicy:
-        """The policy that collects after so many iterations. Without a key it acts without exploration."""
 
     @abc.abstractmethod
     def update(
@@ -87,43 +60,18 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
 
     # Everything below is final. The hyperparameters are `AbstractOffPolicyHParams`.
 
-    @part(AbstractCollector)
-    def collector(self):
-        return TransitionCollector(num_envs=self.hp.num_envs, num_steps=self.hp.num_steps)
-
     @part(AbstractBuffer)
     def buffer(self):
         return UniformBuffer(capacity=self.hp.buffer_size, batch_size=self.hp.batch_size)
 
-    def init_train_state(self, rng: KeyLike) -> OffPolicyState:
-        """The state before training; `rng` is a key or a seed. The networks' key and the environments' are separate."""
-        if has_action_mask(self.env.observation_space(self.env_params)):
-            raise ValueError(f"{type(self).__name__} doesn't look at action masks; an on-policy algorithm does, such as PPO")
-        network_key, env_key, key = jax.random.split(as_key(rng), 3)
-        learner, zero = self.init_learner(network_key), jnp.zeros((), jnp.int32)
-        policy = self.behaviour(learner, zero)
-        state = self.collector.init(self.env, self.env_params, policy, env_key)
-
-        def collect(policy, state):
-            self._validate(*(result := self.collector(self.env, self.env_params, policy, state)))
-            return result[1]
-
-        batch = eqx.filter_eval_shape(collect, policy, state)
+    def init_buffer(self, ts: TransitionsState) -> BufferState:
+        _, batch = eqx.filter_eval_shape(self.get_batch, ts, 0)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), batch.transitions)
-        ts = OffPolicyState(
-            learner=learner, buffer_state=self.buffer.init(one), num_updates=zero, rng=key, data_collection_state=state
-        )
-        return tied_to(key, ts)
-
-    def get_batch(self, ts: OffPolicyState, batch_idx: int | Int[Array, ""]) -> tuple[OffPolicyState, Transitions]:
-        """Transitions `[steps envs]` of the behaviour policy."""
-        state, batch = self.collector(self.env, self.env_params, self.policy(ts), ts.data_collection_state)
-        self._validate(state, batch)
-        return dataclasses.replace(ts, data_collection_state=state), batch
+        return self.buffer.init(one)
 
     def training_step(
-        self, batch_idx: int | Int[Array, ""], ts: OffPolicyState, batch: Transitions
-    ) -> tuple[OffPolicyState, TrainStepMetrics]:
+        self, batch_idx: int | Int[Array, ""], ts: TransitionsState, batch: Transitions
+    ) -> tuple[TransitionsState, TrainStepMetrics]:
         """Adds the transitions to the buffer, and learns from samples of it. Before `learning_starts` the metrics are 0."""
         rng, key = jax.random.split(ts.rng)
         buffer_state = self.buffer.add(ts.buffer_state, batch.transitions)
@@ -157,10 +105,6 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
         ts = dataclasses.replace(ts, learner=learner, buffer_state=buffer_state, num_updates=n, rng=rng)
         return ts, TrainStepMetrics(means=metrics, episodes=batch.episodes)
 
-    def policy(self, ts: OffPolicyState) -> AbstractPolicy:
-        """The behaviour policy as it stands; without a key it doesn't explore."""
-        return self.behaviour(ts.learner, ts.num_iterations)
-
     def ensemble(self, network: Any, size: int, key: Key[Array, ""]) -> Ensemble:
         """Several of what the part makes.
 
@@ -174,16 +118,6 @@ class AbstractOffPolicy(AbstractAlgorithm[OffPolicyState, Transitions]):
     def random_at_first(self, policy: AbstractPolicy, num_iterations: Int[Array, ""]) -> RandomAtFirst:
         """The policy, which draws actions from the whole action space before `learning_starts` env steps."""
         return RandomAtFirst(policy, self.env_steps_after(num_iterations) < self.hp.learning_starts, self.spaces[1])
-
-    @property
-    def iteration_size(self) -> int:
-        """Env steps of one iteration, over all environments."""
-        return self.collector.num_envs * self.collector.num_steps
-
-    def _validate(self, state: Any, batch: Any) -> None:
-        sizes = dict(steps=self.collector.num_steps, envs=self.collector.num_envs)
-        validate(self.collector, state, batch="envs", kind=TrajectoryCollectionState, envs=sizes["envs"])
-        validate(self.collector, batch, batch="steps envs", kind=Transitions, **sizes)
 
 
 def bootstrapped(batch: Replayed, following: Float[Array, "batch targets"]) -> Float[Array, "batch targets"]:

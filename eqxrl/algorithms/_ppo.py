@@ -2,7 +2,7 @@ import optax
 
 from eqxrl._typing import Scalar, Schedule, as_scalar, as_schedule, field, optional, within
 from eqxrl.advantages import GAE, AbstractAdvantage
-from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.algorithms._hparams import AbstractMinibatchHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy
 from eqxrl.algorithms._parts import part
 from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
@@ -10,19 +10,11 @@ from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, PPOLoss
 
 
-class PPOHParams(AbstractHParams):
+class PPOHParams(AbstractMinibatchHParams):
     """How a PPO is configured. Integers and flags are static: they set shapes, or pick a branch. The others are leaves, to be
     swept by `vmap` without a recompile; those of type `Schedule` may also be a function of the number of gradient updates,
     such as `optax.linear_schedule(1e-3, 0.0, hp.num_updates)`."""
 
-    num_epochs: int = field(default=8)
-    """Passes over each rollout."""
-    num_envs: int = field(default=64)
-    """Environments that are stepped at once."""
-    num_steps: int = field(default=64)
-    """Steps of each environment in a rollout."""
-    num_minibatches: int = field(default=16)
-    """Parts that a rollout is cut into for each pass."""
     normalize_observations: bool = field(default=False)
     """Standardise observations by their running statistics."""
     normalize_rewards: bool = field(default=False)
@@ -50,20 +42,6 @@ class PPOHParams(AbstractHParams):
     """Leave out the rest of a rollout's updates once the KL divergence of a minibatch is above 1.5 times this."""
     kl_coef: Schedule | None = field(default=None, converter=optional(as_schedule), metadata=within(0.0))
     """Weight of a penalty on the KL divergence from the policy that acted."""
-
-    def __check_init__(self):
-        super().__check_init__()  # the sizes themselves, before they are computed with
-        samples = self.num_envs * self.num_steps
-        if samples % self.num_minibatches:
-            raise ValueError(
-                f"num_envs * num_steps ({samples}) must be divisible by num_minibatches ({self.num_minibatches}); "
-                f"remainder {samples % self.num_minibatches}"
-            )
-
-    @property
-    def num_updates(self) -> int:
-        """Gradient updates in a run of `total_timesteps`: the horizon for a schedule that spans it."""
-        return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.num_epochs * self.num_minibatches
 
 
 class PPO(AbstractOnPolicy):

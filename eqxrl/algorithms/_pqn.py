@@ -5,7 +5,7 @@ from jaxtyping import Array, Key
 
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, within
 from eqxrl.advantages import GAE, AbstractAdvantage
-from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams
+from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams, AbstractMinibatchHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy, OnPolicyState
 from eqxrl.algorithms._parts import part
 from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
@@ -14,17 +14,11 @@ from eqxrl.losses import AbstractLoss, QLoss
 from eqxrl.nn import AbstractActorCritic, Exploring, QActorCritic, QNetwork
 
 
-class PQNHParams(AbstractEpsilonGreedyHParams):
+class PQNHParams(AbstractMinibatchHParams, AbstractEpsilonGreedyHParams):
     """How a PQN is configured; see `PPOHParams`."""
 
     num_epochs: int = field(default=4)
-    """Passes over each rollout."""
     num_envs: int = field(default=32)
-    """Environments that are stepped at once."""
-    num_steps: int = field(default=64)
-    """Steps of each environment in a rollout."""
-    num_minibatches: int = field(default=16)
-    """Parts that a rollout is cut into for each pass."""
     normalize_observations: bool = field(default=False)
     """Standardise observations by their running statistics."""
     normalize_rewards: bool = field(default=False)
@@ -37,11 +31,6 @@ class PQNHParams(AbstractEpsilonGreedyHParams):
     """How far targets trust rewards over values: 0 one step, 1 the whole rollout."""
     max_grad_norm: Scalar = field(default=10.0, metadata=within(0.0))
     """Global norm that gradients are clipped to."""
-
-    @property
-    def num_updates(self) -> int:
-        """Gradient updates in a run of `total_timesteps`: the horizon for a schedule that spans it."""
-        return -(-self.total_timesteps // (self.num_envs * self.num_steps)) * self.num_epochs * self.num_minibatches
 
 
 class PQN(AbstractOnPolicy):

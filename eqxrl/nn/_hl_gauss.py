@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from eqxrl._typing import Scalar, field, typed, within
+from eqxrl._typing import Scalar, check_below, field, typed, within
 
 
 @typed
@@ -17,7 +17,7 @@ class HLGauss(eqx.Module):
     The bins' middles go from `low` to `high` in equal steps. Numbers beyond count as these. Within two bins of either end the normal is cut
     off, which moves its mean inwards, by a third of a bin at the end itself.
 
-    **Raises:** `ValueError` for fewer than two bins, or for logits of another number of bins.
+    **Raises:** `ValueError` for fewer than two bins, for a `low` that isn't below `high`, or for logits of another number of bins.
     """
 
     low: Scalar = field(default=-20.0)
@@ -30,6 +30,7 @@ class HLGauss(eqx.Module):
     def __check_init__(self):
         if self.num_bins < 2:
             raise ValueError(f"HLGauss.num_bins must be at least 2, got {self.num_bins}")
+        check_below(self, "low", "high")
 
     def to_probabilities(self, target: Float[Array, "*batch"]) -> Float[Array, "*batch bins"]:
         """The distribution that is to be learned, `[*batch num_bins]`."""

@@ -54,11 +54,11 @@ def first(reppo):
     @quick_jit
     def collect(reppo, key):
         ts, batch = reppo.get_batch(reppo.init_train_state(0), 0)
-        t, (policy, critic) = batch.transitions, ts.learned
+        t, (policy, critic) = batch.transitions, ts.learner.networks
         drawn = jax.vmap(jax.vmap(policy.actor))(t.next_obs)
         action, log_prob = drawn.sample_and_log_prob(key)
         logits = jax.vmap(jax.vmap(critic))(t.next_obs, action)
-        return ts, t, reppo.targets(ts, t, key), logits, log_prob
+        return ts, t, reppo.targets(ts.learner.networks, t, key), logits, log_prob
 
     return collect(reppo, jax.random.key(3))
 
@@ -84,9 +84,9 @@ def of_minibatch(reppo, first, key=7):
     """Arguments of the loss, with old distributions of which some are far away and some aren't."""
     ts, t, targets, *_ = first
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (t.obs, t.action, targets))
-    old = jax.vmap(ts.learned[0].actor)(flat[0])
+    old = jax.vmap(ts.learner.networks[0].actor)(flat[0])
     old = dataclasses.replace(old, mean=old.mean + jnp.linspace(0.0, 1.0, 48)[:, None])
-    return ts.learned, *flat, old, jax.random.key(key)
+    return ts.learner.networks, *flat, old, jax.random.key(key)
 
 
 def test_the_loss_is_the_one_in_numpy(reppo, first):
@@ -170,9 +170,9 @@ def test_an_iteration_moves_all_there_is(reppo):
         algo = make(normalize_rewards=False, kl_bound=kl_bound, target_entropy=-sign * 50.0)
         ts = algo.init_train_state(0)
         after, metrics = step(algo, ts)
-        for old, new in zip(arrays(ts.learned), arrays(after.learned), strict=True):
+        for old, new in zip(arrays(ts.learner.networks), arrays(after.learner.networks), strict=True):
             assert not np.array_equal(old, new)
-        (policy, _), (before, _) = after.learned, ts.learned
+        (policy, _), (before, _) = after.learner.networks, ts.learner.networks
         assert np.sign(policy.log_temperature - before.log_temperature) == -sign
         assert np.sign(policy.log_kl_coef - before.log_kl_coef) == sign
         assert int(after.num_updates) == 2 * 3 and int(after.num_iterations) == 1
@@ -191,14 +191,14 @@ def test_entropy_is_counted_as_if_bounds_were_one():
 
     larger = TimeLimit(Larger(ENV.env.action), ENV.max_steps)
     two = [make(env) for env in (ENV, larger)]
-    learned = [quick_jit(lambda algo: algo.iterations(algo.init_train_state(0), 2)[0].learned)(algo) for algo in two]
+    learned = [quick_jit(lambda algo: algo.iterations(algo.init_train_state(0), 2)[0].learner.networks)(algo) for algo in two]
     same(*learned, rtol=1e-3, atol=1e-4)
 
 
 def test_actions_are_drawn_or_the_mode(reppo, first):
     ts, t, *_ = first
     policy, obs = reppo.policy(ts), t.obs[0]
-    distribution = jax.vmap(ts.learned[0].actor)(obs)
+    distribution = jax.vmap(ts.learner.networks[0].actor)(obs)
     assert isinstance(distribution, SquashedGaussian)
     same(policy(obs, (), None)[0], distribution.mode())
     same(policy(obs, (), jax.random.key(1))[0], distribution.sample(jax.random.key(1)))
@@ -208,7 +208,7 @@ def test_actions_are_drawn_or_the_mode(reppo, first):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"num_envs \* num_steps \(24\) must be divisible by num_minibatches \(5\); remainder 4"):
         REPPOHParams(num_envs=4, num_steps=6, num_minibatches=5)
-    with pytest.raises(ValueError, match="value_low must be below value_high, got 3 and 3"):
+    with pytest.raises(ValueError, match="REPPOHParams.value_low must be below REPPOHParams.value_high, got 3 and 3"):
         REPPOHParams(value_low=3.0, value_high=3.0)
     with pytest.raises(TypeError, match="values actions of a Box"):
         REPPO.create("CartPole-v1", hp=HP)
@@ -231,7 +231,7 @@ def test_vmap_over_seeds():
     keys = jax.random.split(jax.random.key(0), 3)
 
     def run(algo, key):
-        return algo.iterations(algo.init_train_state(key), 2)[0].learned
+        return algo.iterations(algo.init_train_state(key), 2)[0].learner.networks
 
     together = quick_jit(eqx.filter_vmap(run, in_axes=(None, 0)))(algo, keys)
     alone = quick_jit(run)

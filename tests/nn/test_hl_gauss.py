@@ -58,5 +58,7 @@ def test_bounds_are_leaves_and_bins_are_checked():
     assert np.abs(swept[0] - swept[1]).max() > 0.1
     with pytest.raises(ValueError, match="at least 2"):
         HLGauss(num_bins=1)
+    with pytest.raises(ValueError, match=r"HLGauss.low must be below HLGauss.high, got 2 and 2"):
+        HLGauss(low=2.0, high=2.0)
     with pytest.raises(ValueError, match=r"51 bins, but the logits are \[2, 50\]"):
         HL.to_value(jnp.zeros((2, 50)))
