@@ -155,6 +155,8 @@ class Transition(AbstractSteps):
     """The MDP ended at this step: `next_obs` has no value."""
     truncated: Bool[Array, "*batch"]
     """The episode was cut off at this step; `next_obs` has a value all the same, unless `terminated`."""
+    remembered: PyTree = field(default=(), metadata=leading("*batch"))
+    """What the policy remembered of how it chose, such as the action's log-prob; `()` for most."""
 
 
 @typed

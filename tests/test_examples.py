@@ -35,6 +35,10 @@ def test_custom_algorithm():
     assert load("custom_algorithm").main(60_000) > 100
 
 
+def test_retrace():
+    assert load("retrace").main(20_000) > 100
+
+
 def test_custom_env(tmp_path):
     assert load("custom_env").main(gif_path=tmp_path / "grid.gif") > 0.8
 

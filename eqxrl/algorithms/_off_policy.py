@@ -16,7 +16,7 @@ from eqxrl.algorithms._finite import assert_finite
 from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._parts import part
 from eqxrl.algorithms._transitions import AbstractOnTransitions, TransitionsState
-from eqxrl.buffers import AbstractBuffer, BufferState, UniformBuffer, replayed
+from eqxrl.buffers import AbstractBuffer, BufferState, Drawn, UniformBuffer, replayed
 from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst
 
 
@@ -58,6 +58,11 @@ class AbstractOffPolicy(AbstractOnTransitions):
     ) -> tuple[PyTree, Float[Array, " batch"], dict[str, Scalar]]:
         """One gradient step on a batch `[batch]`, after `num_updates` of them; how far each value was off its target; metrics by name."""
 
+    def replay(self, buffer_state: BufferState, drawn: Drawn) -> Any:
+        """What `update` is given of the rows that were drawn: transitions over `n_step` steps, unless it is overridden, such as to give
+        `sequences`."""
+        return replayed(buffer_state, drawn, self.hp.gamma, self.hp.n_step)
+
     # Everything below is final. The hyperparameters are `AbstractOffPolicyHParams`.
 
     @part(AbstractBuffer)
@@ -83,7 +88,7 @@ class AbstractOffPolicy(AbstractOnTransitions):
             sample_key, update_key = jax.random.split(key)
             buffered = dataclasses.replace(buffer_state, priorities=priorities)
             drawn = self.buffer.sample(buffered, sample_key)
-            batch = replayed(buffered, drawn, self.hp.gamma, self.hp.n_step)
+            batch = self.replay(buffered, drawn)
             learner, errors, metrics = self.update(eqx.combine(arrays, static), batch, n, update_key)
             priorities = self.buffer.reweigh(buffered, drawn.index, errors).priorities
             return (eqx.filter(learner, eqx.is_array), one_more(n), priorities), metrics

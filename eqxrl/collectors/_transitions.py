@@ -16,7 +16,7 @@ from eqxrl.nn import AbstractPolicy
 @typed
 class TransitionCollector(AbstractCollector[AbstractPolicy, Transitions]):
     """Steps `num_envs` environments `num_steps` times as the policy acts, and keeps each step with the observation that it led
-    to. Stored is the action as chosen; the environment gets it clipped to its action space."""
+    to and what the policy remembered. Stored is the action as chosen; the environment gets it clipped to its action space."""
 
     num_envs: int = eqx.field(static=True)
     num_steps: int = eqx.field(static=True)
@@ -40,7 +40,7 @@ class TransitionCollector(AbstractCollector[AbstractPolicy, Transitions]):
         state, episodes = acted_until(state, end, acted)
         transitions = Transition(
             obs=acted.obs, action=acted.action, reward=acted.reward, next_obs=acted.final_obs, terminated=acted.terminated,
-            truncated=acted.truncated,
+            truncated=acted.truncated, remembered=acted.remembered,
         )
         if self.reward_scaling is not None:
             rms_state, reward = self.reward_scaling(state.rms_state, transitions.reward, transitions.done)

@@ -127,7 +127,8 @@ def _shifted(action_space: Any, action: Array, noise: Array) -> Array:
 
 @typed
 class RandomAtFirst(AbstractPolicy):
-    """Another policy, whose actions are drawn from the whole action space, whatever it says, as long as `random` holds."""
+    """Another policy, whose actions are drawn from the whole action space, whatever it says, as long as `random` holds.
+    What it remembers is what that one does."""
 
     policy: AbstractPolicy
     random: Bool[Array, ""]

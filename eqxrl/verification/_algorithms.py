@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from eqxrl._structs import EvalMetrics, Replayed, TrainStepMetrics
+from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl._typing import KeyLike, Scalar, as_key, describe
 from eqxrl.algorithms import AbstractAlgorithm, AbstractOffPolicy, AbstractOnPolicy
 from eqxrl.algorithms._base import names_read
+from eqxrl.buffers import Drawn, replayed
 from eqxrl.envs import env_name
 from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.losses import AbstractLoss
@@ -78,8 +79,10 @@ class AlgorithmLaws:
             yield "collector", _collectors.CollectorLaws(algo.collector, *world, policy)
             rows = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:16], batch.transitions) for batch, _ in seen[:2]]
             yield "buffer", _off_policy.BufferLaws(algo.buffer, jax.tree.map(lambda x: x[0], rows[0]))
-            batches = [Replayed(**vars(x), discount=algo.hp.gamma + 0 * x.reward, weight=1 + 0 * x.reward) for x in rows]
-            yield "update", _off_policy.UpdateLaws(algo, states[0].learner, states[-1].learner, batches)
+            if type(algo).replay is AbstractOffPolicy.replay:  # the laws are of single transitions
+                drawn = [Drawn(x, jnp.arange(len(x.reward)), jnp.ones_like(x.reward)) for x in rows]
+                batches = [replayed(states[-1].buffer_state, x, algo.hp.gamma) for x in drawn]
+                yield "update", _off_policy.UpdateLaws(algo, states[0].learner, states[-1].learner, batches)
         yield "evaluator", _collectors.EvaluatorLaws(algo.evaluator, *world, policy)
 
     @law("shapes at each seam", "the part that the message names", gate=True)

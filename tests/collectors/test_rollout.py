@@ -142,6 +142,10 @@ def test_transitions_equal_the_loop(collected):
         state, batch = collect(env, params, policy, state)
         batches.append(batch.transitions)
         assert eqx.tree_equal(batch.episodes, rollout.episodes)
+        distribution, value = batch.transitions.remembered
+        np.testing.assert_allclose(value, rollout.trajectories.value, rtol=1e-4, atol=1e-5)
+        log_prob = distribution.log_prob(batch.transitions.action)
+        np.testing.assert_allclose(log_prob, rollout.trajectories.log_prob, rtol=1e-4, atol=1e-5)
     for field in ("obs", "action", "reward", "next_obs", "terminated", "truncated"):
         assert_equal(np.concatenate([getattr(b, field) for b in batches]), expected[field], field)
     first = np.concatenate([b.obs for b in batches])[1:]
