@@ -22,6 +22,7 @@ from eqxrl import sweep as sweep_over
 from eqxrl import verify as check
 from eqxrl._options import Chosen
 from eqxrl._program_cache import keep_programs
+from eqxrl.algorithms._memory import check_fits, state_size
 from eqxrl.envs import env_name
 from eqxrl.training import Interrupted, NonFinite, ProgressBar, Run
 from eqxrl.training._programs import num_devices
@@ -29,6 +30,8 @@ from eqxrl.training._runs import drawable
 from eqxrl.viz import iqm, plot_learning_curves
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+WORTH_SAYING = 100_000_000
+"""Bytes of training states from which on it is printed how many they are."""
 
 
 def main() -> None:
@@ -89,6 +92,15 @@ def _output(of_a_run: bool = False) -> Iterator[None]:
             _complain(f"what was to be printed is lost: {error}")
 
 
+def _say(line: str) -> None:
+    with _output(of_a_run=True):
+        print(line)
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
 def _app(argv: list[str]) -> Any:
     app = tyro.extras.SubcommandApp()
     chosen = Chosen(argv[1:], argv[0] == "sweep") if argv and argv[0] in ("train", "sweep", "verify") else None
@@ -124,11 +136,14 @@ def _app(argv: list[str]) -> Any:
             if seeds < 1:
                 raise ValueError(f"--seeds must be at least 1, got {seeds}")
             made, preset_name = chosen.create(hp), chosen.preset and chosen.preset.name
+            check_fits(made, state_size(made, seeds), num_devices(seeds), "--seeds")  # before there is a folder
             run = Run.new(made, out, name, seed=seed, num_seeds=seeds, env_id=chosen.env_id, preset=preset_name)
         silent = quiet or json
         if not silent:
             with _output(of_a_run=True):
                 print(f"{_what(run, 'preset ')}, into {run.folder}")
+                if (size := state_size(run.config.create(), run.config.num_seeds)).total >= WORTH_SAYING:
+                    print(f"state: {size}")
                 if (used := num_devices(n := run.config.num_seeds)) < min(n, jax.device_count()):
                     print(f"{used} of {jax.device_count()} devices: more would be used if --seeds were a multiple of their number")
         try:
@@ -170,6 +185,7 @@ def _app(argv: list[str]) -> Any:
             result = sweep_over(
                 made, space, seeds=seeds, samples=samples, seed=seed, folder=place, chunk=chunk, env_id=chosen.env_id,
                 preset=chosen.preset and chosen.preset.name, callbacks=list if silent else lambda: [ProgressBar()],
+                say=_ignore if silent else _say,
             )
         except Interrupted as interruption:
             how = f"Go on with the same command and --folder {place}"

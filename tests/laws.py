@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from eqxrl import TransitionCollector
-from eqxrl.algorithms import MakeNetwork
+from eqxrl.algorithms import DQN, TD3, MakeNetwork
 from eqxrl.nn import ActorCriticPolicy
 from eqxrl.spaces import Discrete
 from eqxrl.testing._probe import probe, probe_agent, probe_rollouts
@@ -33,12 +33,24 @@ def acting():
     return *probe("discrete"), ActorCriticPolicy(probe_agent("discrete"))
 
 
+def off_policy(cls, kind="discrete", hp=None, parts=None, **fields):
+    """An algorithm with small networks, of actions of that kind, with other parts and fields."""
+    env, params = probe(kind)
+    size = dict(hidden_sizes=(8,))
+    outputs = parts["reduction"].outputs if parts and "reduction" in parts else 1
+    critic = MakeNetwork("q", size) if kind == "discrete" else MakeNetwork("action_value", size | dict(out_size=outputs))
+    actor = MakeNetwork("deterministic" if issubclass(cls, TD3) else "actor", size)
+    nets = {"q_network": MakeNetwork("q", size)} if issubclass(cls, DQN) else {"actor": actor, "critic": critic}
+    return cls(env=env, env_params=params, hp=cls.HParams(**(hp or {})), parts=nets | (parts or {}), **fields)
+
+
+def laws_of_part(algo, part):
+    return next(table for name, table in AlgorithmLaws(algo, jax.random.key(0)).parts() if name == part)
+
+
 def update(part):
     """Of an algorithm, and what its fields are to be."""
-    cls, fields = part
-    env, params = probe("discrete")
-    algo = cls(env=env, env_params=params, hp=cls.HParams(), parts={"q_network": MakeNetwork("q", dict(hidden_sizes=(8,)))}, **fields)
-    return next(table for name, table in AlgorithmLaws(algo, jax.random.key(0)).parts() if name == "update")
+    return laws_of_part(off_policy(part[0], **part[1]), "update")
 
 
 LAWS = {
@@ -53,6 +65,8 @@ LAWS = {
     "DISTRIBUTIONS": DistributionLaws,
     "EVALUATORS": lambda part: EvaluatorLaws(part, *acting()),
     "UPDATES": update,
+    "CRITICS": update,
+    "BEHAVIOURS": lambda part: laws_of_part(off_policy(part[0], **part[1]), "behaviour"),
 }
 
 

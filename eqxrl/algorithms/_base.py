@@ -17,6 +17,7 @@ from eqxrl._xla import forget_programs_if_many
 from eqxrl.algorithms._bitwise import all_outputs, traced_bounds
 from eqxrl.algorithms._finite import warn_unless_finite
 from eqxrl.algorithms._hparams import AbstractHParams
+from eqxrl.algorithms._memory import check_train_fits
 from eqxrl.algorithms._parts import Part, Reads, check_names, check_read, check_sizes, name_of, part, watched
 from eqxrl.envs import as_environment, check_spaces, env_name, make
 from eqxrl.evaluators import AbstractEvaluator, EpisodeEvaluator
@@ -155,10 +156,15 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         final state tells how many steps that were.
 
         Warns where metrics or the final state aren't finite, and says since when; under `jit` and `vmap` it can't.
+
+        **Raises:** `ValueError`, before anything compiles, where the training state can't fit into the free memory; under `jit` and `vmap`
+        it can't.
         """
         if rng is None and train_state is None:
             raise ValueError("pass rng, to start anew, or train_state, to go on from it")
         key = None if rng is None or train_state is not None else as_key(rng)
+        if not isinstance(key, Tracer):
+            check_train_fits(self, train_state)
         ts, evaluations, metrics = _train(self, key, train_state, skip_initial_evaluation)
         warn_unless_finite(self, metrics, ts)
         return ts, evaluations

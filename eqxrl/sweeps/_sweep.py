@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from eqxrl.algorithms import AbstractAlgorithm
+from eqxrl.algorithms._memory import check_fits, state_size
 from eqxrl.sweeps._diverged import Diverged
 from eqxrl.sweeps._members import check_read, groups, stacked, varying, with_values
 from eqxrl.sweeps._memory import chunk_size, fits
@@ -22,12 +23,16 @@ from eqxrl.training._files import versions
 from eqxrl.training._lock import owned
 from eqxrl.training._loggers import replace_text
 from eqxrl.training._metrics import flat
+from eqxrl.training._programs import num_devices
+
+Todo = tuple[list[int], list[tuple[int, int]], int]
+"""Of a chunk: the points that share its program, its rows (point, seed), and how many they are filled up to."""
 
 
 def sweep(
     algo: AbstractAlgorithm, space: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, seeds: int = 1, samples: int | None = None,
     seed: int = 0, folder: str | Path | None = None, chunk: int | None = None, callbacks: Callable[[], Iterable[Callback]] = list,
-    env_id: str | None = None, preset: str | None = None,
+    env_id: str | None = None, preset: str | None = None, say: Callable[[str], object] = print,
 ) -> Sweep:
     """Trains a population: an algorithm with each of many points, and each of these with several seeds, all at once and spread over all
     devices; and says which point is best.
@@ -52,13 +57,14 @@ def sweep(
       the sizes of their states and rollouts.
     - `callbacks`: makes those of each chunk's `Trainer`.
     - `env_id`, `preset`: as for `Run.new`.
+    - `say`: is told, before anything is trained, how many agents are trained at once and how many bytes their states take.
 
     **Returns:** the table and what else there is to see; in `folder` also `table.csv`, `sweep.png`, `best/`, which is the run folder of the
     best point, and in `chunks/` the metrics and checkpoints of all. An agent whose state isn't finite any more is ended, the others go on;
     its point has no IQM and is never the best.
 
     **Raises:** `ValueError` or `TypeError`, before anything compiles, for names and values that make no sense, and where `folder` holds
-    another sweep; what `Trainer.fit` raises.
+    another sweep, or a chunk's states can't fit into the free memory; what `Trainer.fit` raises.
     """
     if seeds < 1 or (chunk is not None and chunk < 1):
         raise ValueError(f"seeds and chunk must be at least 1, got seeds={seeds}, chunk={chunk}")
@@ -70,8 +76,12 @@ def sweep(
     place = Path(tempfile.mkdtemp(prefix="eqxrl-sweep-") if folder is None else folder)
     try:
         with owned(place):
-            size = _begin(place, algo, points, seeds, seed, chunk, fits(algo) if chunk is None else chunk)
-            chunks = _chunks(algos, found, seeds, seed, size, place / "chunks", callbacks)
+            at_most = min(fits(algos[members[0]]) for members in found) if chunk is None else chunk
+            size = _begin(place, algo, points, seeds, seed, chunk, at_most)
+            todo = [it for members in found for it in _cut(members, seeds, size)]
+            for line in dict.fromkeys(_what_it_takes(algos[members[0]], rows, each) for members, rows, each in todo):
+                say(line)
+            chunks = _chunks(algos, todo, seeds, seed, place / "chunks", callbacks)
             result = Sweep(place, points, algos, seeds, seed, chunks)
             result.write(env_id, preset)
     except BaseException:
@@ -83,17 +93,22 @@ def sweep(
     return result
 
 
-def _chunks(
-    algos: list[Any], found: list[list[int]], seeds: int, seed: int, size: dict[str, int], folder: Path, callbacks: Callable
-) -> list[Chunk]:
+def _cut(members: list[int], seeds: int, size: dict[str, int]) -> list[Todo]:
+    rows = [(m, s) for m in members for s in range(seeds)]
+    each = chunk_size(len(rows), size["at_most"], size["devices"])
+    return [(members, rows[i : i + each], each) for i in range(0, len(rows), each)]
+
+
+def _what_it_takes(algo: Any, rows: list[tuple[int, int]], each: int) -> str:
+    """**Raises:** `ValueError` where it is more than there is."""
+    size = state_size(algo, each)
+    check_fits(algo, size, num_devices(each), "chunk")
+    return f"chunks of {each} agents at once; state: {size}"
+
+
+def _chunks(algos: list[Any], todo: list[Todo], seeds: int, seed: int, folder: Path, callbacks: Callable) -> list[Chunk]:
     """Trains everybody, or goes on with it."""
-    keys = jax.random.split(jax.random.key(seed), seeds)
-    todo: list[tuple[list[int], list[tuple[int, int]], int]] = []
-    for members in found:
-        rows = [(m, s) for m in members for s in range(seeds)]
-        each = chunk_size(len(rows), size["at_most"], size["devices"])
-        todo += [(members, rows[i : i + each], each) for i in range(0, len(rows), each)]
-    chunks = []
+    keys, chunks = jax.random.split(jax.random.key(seed), seeds), []
     for i, (members, rows, each) in enumerate(todo):
         padded = rows + [rows[-1]] * (each - len(rows))
         one = [algos[m] for m in members]

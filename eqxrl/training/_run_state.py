@@ -18,6 +18,7 @@ from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl._typing import as_key
 from eqxrl.algorithms import AbstractAlgorithm
 from eqxrl.algorithms._finite import floats
+from eqxrl.algorithms._memory import check_fits, size_of, state_size
 from eqxrl.training import _programs as programs
 from eqxrl.training._callback import decode_state, encode_state
 from eqxrl.training._checkpoints import Checkpoints, Foreign, newest, set_aside
@@ -185,6 +186,7 @@ def _read(algo: AbstractAlgorithm, axes: PyTree, path: Path) -> tuple[RunState, 
             "total_timesteps may be larger. To go on with other hyperparameters, pass the state that load_checkpoint returns as "
             "train_state, in a new folder"
         )
+    check_fits(algo, state_size(programs.member(algo, axes, 0), run["num_seeds"] or 1), programs.num_devices(run["num_seeds"]))
     state = eqx.filter_eval_shape(programs.init, algo, axes, keys)
     one = eqx.filter_eval_shape(programs.evaluate, algo, axes, state)
     evaluations = jax.tree.map(lambda x: np.zeros((num_evaluations, *x.shape), x.dtype), one) if num_evaluations else None
@@ -217,6 +219,8 @@ def start(
     keys = as_key(rng) if train_state is None else train_state.rng  # pyright: ignore[reportArgumentType]
     axes = programs.check_axes(algo, axes, keys)
     one, num_seeds = programs.on_one_device(programs.member(algo, axes, 0)), keys.shape[0] if keys.ndim else None
+    size = state_size(one, num_seeds or 1) if train_state is None else size_of(train_state)
+    check_fits(one, size, programs.num_devices(num_seeds))
     if train_state is None:
         algo, keys = programs.spread(axes, algo, keys)
         state = programs.init(algo, axes, keys)

@@ -106,6 +106,7 @@ class Trainer:
 
         **Raises:**
 
+        - `ValueError`, before anything compiles, where the training state of all seeds can't fit into the free memory.
         - what a callback raises, after the other callbacks and the loggers were closed and a checkpoint was written. None is of a
             state that isn't finite, which is a warning, or, with a `NanGuard`, an error.
         - `Interrupted`, on Ctrl-C and SIGTERM, after the iterations under way and a checkpoint.

@@ -18,7 +18,7 @@ from eqxrl.envs import env_name
 from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.losses import AbstractLoss
 from eqxrl.nn import AbstractPolicy, NormalizedActorCritic
-from eqxrl.verification import _advantages, _collectors, _copies, _learners, _nn, _off_policy
+from eqxrl.verification import _advantages, _behaviour, _collectors, _copies, _learners, _nn, _off_policy
 from eqxrl.verification._copies import find, with_fields
 from eqxrl.verification._laws import Check, NotApplicable, Report, close, finite, judged, keys_used_once, law, quick_jit, same, same_arrays
 
@@ -83,6 +83,7 @@ class AlgorithmLaws:
                 drawn = [Drawn(x, jnp.arange(len(x.reward)), jnp.ones_like(x.reward)) for x in rows]
                 batches = [replayed(states[-1].buffer_state, x, algo.hp.gamma) for x in drawn]
                 yield "update", _off_policy.UpdateLaws(algo, states[0].learner, states[-1].learner, batches)
+            yield "behaviour", _behaviour.BehaviourLaws(algo, states[-1].learner, rows[0].obs)
         yield "evaluator", _collectors.EvaluatorLaws(algo.evaluator, *world, policy)
 
     @law("shapes at each seam", "the part that the message names", gate=True)

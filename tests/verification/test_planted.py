@@ -16,15 +16,28 @@ from helpers import sampled
 from laws import judged_by
 from optax import losses
 
-from eqxrl import DQN, GAE, EvalMetrics, MinibatchLearner, PPOLoss
+from eqxrl import DQN, GAE, SAC, TD3, EvalMetrics, MinibatchLearner, PPOLoss
 from eqxrl._typing import Scalar, field
 from eqxrl.advantages import next_values
+from eqxrl.algorithms import descended
 from eqxrl.algorithms._dqn import DQNLearner
+from eqxrl.algorithms._sac import SACLearner
 from eqxrl.envs import NeverReset, ResetWhenDone
 from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.learners import init_learner_state
-from eqxrl.losses import AbstractLoss
-from eqxrl.nn import Categorical, DiagGaussian, evaluate, value_of
+from eqxrl.losses import AbstractLoss, Mean, TruncatedQuantiles, fixed, values_chosen, values_taken
+from eqxrl.nn import (
+    AbstractPolicy,
+    Categorical,
+    DiagGaussian,
+    EpsilonGreedy,
+    GaussianNoise,
+    RandomAtFirst,
+    Sampling,
+    evaluate,
+    value_of,
+    with_noise,
+)  # fmt: skip
 from eqxrl.spaces import sample
 
 # Losses: PPO's, written out, with another term in the place of one.
@@ -487,9 +500,226 @@ UPDATES = {
     "the optimiser starts anew at each update": ("the optimiser goes on", dict(keep=fresh)),
 }  # fmt: skip
 
+# SAC's update and TD3's, written out, with something changed in them.
+
+
+class Soft(SAC):
+    judges: Callable = eqx.field(static=True, default=lambda learner: learner.target)
+    at: Callable = eqx.field(static=True, default=lambda batch: batch.next_obs)
+    ends: Callable = eqx.field(static=True, default=lambda batch: batch.terminated)
+    reduce: Callable = eqx.field(static=True, default=lambda reduction: reduction.following)
+    bonus: Callable = eqx.field(static=True, default=lambda temperature, log_prob: -temperature * log_prob)
+    read: Callable = eqx.field(static=True, default=jnp.exp)
+    live: bool = eqx.field(static=True, default=False)
+    fix: Callable = eqx.field(static=True, default=fixed)
+    detach: Callable = eqx.field(static=True, default=jax.lax.stop_gradient)
+    cost: Callable = eqx.field(static=True, default=lambda temperature, log_prob: temperature * log_prob)
+    price: Callable = eqx.field(static=True, default=lambda log_t, short: -jnp.exp(log_t) * short)
+    follow: Callable = eqx.field(static=True, default=lambda rule, old, new, n: rule(old, new, n))
+
+    def update(self, learner, batch, num_updates, key):
+        next_key, actor_key = jax.random.split(key)
+
+        def targets(actor, log_temperature):
+            policy, obs = jax.vmap(actor)(self.at(batch)), self.at(batch)
+            following, log_prob = values_chosen(policy, self.judges(learner), obs, next_key, self.reduce(self.reduction))
+            following = following + self.bonus(self.read(log_temperature), log_prob)[:, None]
+            return batch.reward[:, None] + batch.discount[:, None] * jnp.where(self.ends(batch)[:, None], 0.0, following)
+
+        def loss(networks):
+            actor, critics, log_temperature = networks
+            own = targets(actor, log_temperature) if self.live else targets(learner.actor, learner.log_temperature)
+            values = values_taken(critics, self.spaces[1], batch.obs, batch.action)
+            critic_loss = jnp.mean(self.reduction.loss(values, own))
+            value, log_prob = values_chosen(
+                jax.vmap(actor)(batch.obs), self.fix(critics), batch.obs, actor_key, self.reduction.value
+            )
+            actor_loss = jnp.mean(self.cost(jnp.exp(learner.log_temperature), log_prob) - value)
+            price = self.price(log_temperature, self._target_entropy() + jnp.mean(self.detach(log_prob)))
+            return critic_loss + actor_loss + price, jnp.abs(self.reduction.value(values) - jnp.mean(own, axis=-1))
+
+        networks = learner.actor, learner.critics, learner.log_temperature
+        (actor, critics, log_temperature), opt_state, errors, _ = descended(loss, self.optimizer, networks, learner.opt_state)
+        target = self.follow(self.target_update, learner.target, critics, num_updates)
+        return SACLearner(actor, critics, target, log_temperature, opt_state), errors, dict(error=jnp.mean(errors))
+
+
+class OwnActor(TD3):
+    """The actor itself, not its older copy, takes the next action."""
+
+    def update(self, learner, batch, num_updates, key):
+        as_it_is = TD3.update(self, dataclasses.replace(learner, target=(learner.actor, learner.target[1])), batch, num_updates, key)
+        right = TD3.update(self, learner, batch, num_updates, key)[0]
+        return dataclasses.replace(as_it_is[0], target=right.target, actor=right.actor), *as_it_is[1:]
+
+
+class OldActorStays(TD3):
+    def update(self, learner, batch, num_updates, key):
+        after, *more = TD3.update(self, learner, batch, num_updates, key)
+        return dataclasses.replace(after, target=(learner.target[0], after.target[1])), *more
+
+
+class OneLate(DQN):
+    def update(self, learner, batch, num_updates, key):
+        return DQN.update(self, learner, batch, num_updates + 1, key)
+
+
+def worst(values):
+    return jnp.max(values, axis=(0, -1))[..., None]
+
+
+def lowest_left_out(reduction):
+    def following(values):
+        together = jnp.sort(jnp.moveaxis(values, 0, -1).reshape(values.shape[1], -1), axis=-1)
+        return together[:, reduction.dropped * values.shape[0] :]
+
+    return following
+
+
+BOX, TARGETS, ACTOR, TEMPERATURE, FOLLOW = (
+    dict(kind="box"), "critics' targets", "the actor's direction", "the temperature's direction", "target networks follow",
+)  # fmt: skip
+TQC = BOX | dict(parts=dict(reduction=TruncatedQuantiles(7, 2)))
+CRITICS = {
+    "the critics are their own targets": (TARGETS, (Soft, BOX | dict(judges=lambda learner: learner.critics))),
+    "SAC: the same observation follows": (TARGETS, (Soft, BOX | dict(at=lambda batch: batch.obs))),
+    "SAC: done in the place of terminated": (TARGETS, (Soft, BOX | dict(ends=lambda batch: batch.done))),
+    "SAC: bootstraps past the end": (TARGETS, (Soft, BOX | dict(ends=lambda batch: batch.terminated & False))),
+    "the mean of the critics in targets": (TARGETS, (Soft, BOX | dict(reduce=lambda _: Mean().following))),
+    "the highest critic in targets": (TARGETS, (Soft, BOX | dict(reduce=lambda _: worst))),
+    "the temperature's term is added in targets": (TARGETS, (Soft, BOX | dict(bonus=lambda t, log_prob: t * log_prob))),
+    "no entropy in targets": (TARGETS, (Soft, BOX | dict(bonus=lambda t, log_prob: 0 * log_prob))),
+    "the logarithm of the temperature in its place": (TARGETS, (Soft, BOX | dict(read=lambda log_t: log_t))),
+    "the actor's loss trains the critics": (TARGETS, (Soft, BOX | dict(fix=lambda critics: critics))),
+    "TQC: the lowest quantiles are left out": (TARGETS, (Soft, TQC | dict(reduce=lowest_left_out))),
+    "TQC: no quantile is left out": (TARGETS, (Soft, TQC | dict(reduce=lambda _: TruncatedQuantiles(7, 0).following))),
+    "TQC: the temperature's term is added": (TARGETS, (Soft, TQC | dict(bonus=lambda t, log_prob: t * log_prob))),
+    "discrete SAC: the critics are their own targets": (TARGETS, (Soft, dict(judges=lambda learner: learner.critics))),
+    "discrete SAC: the temperature's term is added": (TARGETS, (Soft, dict(bonus=lambda t, log_prob: t * log_prob))),
+    "TD3: the actor acts in targets, not its copy": (TARGETS, (OwnActor, BOX)),
+    "targets have a gradient": (ACTOR, (Soft, BOX | dict(live=True))),
+    "the actor seeks what it is certain of": (ACTOR, (Soft, BOX | dict(cost=lambda t, log_prob: -t * log_prob))),
+    "the temperature's loss has a gradient for the actor": (ACTOR, (Soft, BOX | dict(detach=lambda x: x))),
+    "discrete SAC: the actor seeks what it is certain of": (ACTOR, (Soft, dict(cost=lambda t, log_prob: -t * log_prob))),
+    "the temperature's loss has the wrong sign": (TEMPERATURE, (Soft, BOX | dict(price=lambda log_t, short: jnp.exp(log_t) * short))),
+    "copies and networks change places": (FOLLOW, (Soft, BOX | dict(follow=lambda rule, old, new, n: rule(new, old, n)))),
+    "copies are the networks at each update": (FOLLOW, (Soft, BOX | dict(follow=lambda rule, old, new, n: new))),
+    "TD3: the actor's copy stays": (FOLLOW, (OldActorStays, BOX)),
+    "DQN: copied one update late": (FOLLOW, (OneLate, {})),
+}  # fmt: skip
+
+# What acts while an algorithm collects.
+
+
+def acting(cls, act, **options):
+    """The algorithm whose `behaviour` is `act(algorithm, learner, num_iterations)`."""
+
+    class Changed(cls):
+        def behaviour(self, learner, num_iterations):
+            return act(self, learner, num_iterations)
+
+    return Changed, options
+
+
+class Deaf(AbstractPolicy):
+    """It isn't heard whether there is a key."""
+
+    policy: AbstractPolicy
+    key: Callable = eqx.field(static=True)
+
+    def __call__(self, obs, carry, key):
+        return self.policy(obs, carry, self.key(key))
+
+    def initial_carry(self):
+        return self.policy.initial_carry()
+
+
+class Changed(AbstractPolicy):
+    """`change(actions, key)` of another policy's, where there is a key."""
+
+    policy: AbstractPolicy
+    change: Callable = eqx.field(static=True)
+
+    def __call__(self, obs, carry, key):
+        action, carry, remembered = self.policy(obs, carry, key)
+        return action if key is None else self.change(action, key), carry, remembered
+
+    def initial_carry(self):
+        return self.policy.initial_carry()
+
+
+def random_for(steps):
+    """Random at first as long as `steps(num_iterations, iteration_size) < learning_starts`."""
+
+    def act(algo, learner, n):
+        random = steps(n, algo.iteration_size) < algo.hp.learning_starts
+        return RandomAtFirst(Sampling(learner.actor), random, algo.spaces[1])
+
+    return act
+
+
+def epsilon_of(steps):
+    def act(algo, learner, n):
+        hp, env_steps = algo.hp, n * algo.iteration_size
+        progress = jnp.clip(steps(n, algo.iteration_size) / (hp.exploration_fraction * hp.total_timesteps), 0.0, 1.0)
+        epsilon = hp.epsilon_start + (hp.epsilon_end - hp.epsilon_start) * progress
+        return EpsilonGreedy(learner.q, jnp.where(env_steps < hp.learning_starts, 1.0, epsilon))
+
+    return act
+
+
+def noisy(policy):
+    return lambda algo, learner, n: algo.random_at_first(policy(algo, learner.actor), n)
+
+
+def one_for_all(algo, actor):
+    noise = lambda action, key: with_noise(algo.spaces[1], action, algo.hp.exploration_noise, key)  # noqa: E731
+    best = Deaf(GaussianNoise(actor, jnp.float32(0), algo.spaces[1]), lambda key: None)
+    return Changed(best, lambda action, key: action + noise(0 * action[:1], key))
+
+
+def one_of_its_own(key):
+    return jax.random.key(0) if key is None else key
+
+
+RANDOM, KEYLESS, EXPLORES = "random before learning_starts", "doesn't explore without a key", "explores as said"
+BEHAVIOURS = {
+    "no random actions at first": (RANDOM, acting(SAC, lambda algo, learner, n: Sampling(learner.actor), **BOX)),
+    "half of the space at first": (
+        RANDOM, acting(SAC, lambda algo, learner, n: Changed(SAC.behaviour(algo, learner, n), lambda a, key: jnp.abs(a)), **BOX)
+    ),
+    "the last choice is never tried": (
+        RANDOM, acting(DQN, lambda algo, learner, n: Changed(DQN.behaviour(algo, learner, n), lambda a, key: jnp.minimum(a, 1)))
+    ),
+    "random actions end one iteration early": (RANDOM, acting(SAC, random_for(lambda n, size: (n + 1) * size), **BOX)),
+    "iterations are taken for env steps at first": (EXPLORES, acting(SAC, random_for(lambda n, size: n), **BOX)),
+    "SAC never draws": (
+        EXPLORES, acting(SAC, lambda algo, learner, n: algo.random_at_first(Deaf(Sampling(learner.actor), lambda key: None), n), **BOX)
+    ),
+    "discrete SAC acts by another network": (
+        EXPLORES, acting(SAC, lambda algo, learner, n: algo.random_at_first(Sampling(jax.tree.map(lambda x: 3 * x, learner.actor)), n))
+    ),
+    "iterations are taken for env steps in epsilon": (EXPLORES, acting(DQN, epsilon_of(lambda n, size: n))),
+    "epsilon falls at once": (EXPLORES, acting(DQN, epsilon_of(lambda n, size: 1e9))),
+    "the variance in the place of the noise's deviation": (
+        EXPLORES, acting(TD3, noisy(lambda algo, actor: GaussianNoise(actor, algo.hp.exploration_noise**2, algo.spaces[1])), **BOX)
+    ),
+    "one noise for all environments": (EXPLORES, acting(TD3, noisy(one_for_all), **BOX)),
+    "it explores without a key": (
+        KEYLESS, acting(DQN, lambda algo, learner, n: Deaf(DQN.behaviour(algo, learner, n), one_of_its_own))
+    ),
+    "it acts by another network": (
+        KEYLESS, acting(DQN, lambda algo, learner, n: EpsilonGreedy(jax.tree.map(lambda x: -x, learner.q), jnp.float32(0.1)))
+    ),
+    "without a key it draws a key": (
+        KEYLESS, acting(SAC, lambda algo, learner, n: Deaf(SAC.behaviour(algo, learner, n), one_of_its_own), **BOX)
+    ),
+}  # fmt: skip
+
 FAMILIES = dict(
     LOSSES=LOSSES, ADVANTAGES=ADVANTAGES, COLLECTORS=COLLECTORS, TRANSITIONS=TRANSITIONS, LEARNERS=LEARNERS, EVALUATORS=EVALUATORS,
     POLICIES=POLICIES, DISTRIBUTIONS=DISTRIBUTIONS, BUFFERS=BUFFERS, STEPPERS=STEPPERS, UPDATES=UPDATES,
+    CRITICS=CRITICS, BEHAVIOURS=BEHAVIOURS,
 )  # fmt: skip
 PLANTED = [(family, what) for family, planted in FAMILIES.items() for what in planted]
 
@@ -522,5 +752,6 @@ def test_the_table_is_this_one():
 
 def test_the_written_parts_are_right_without_a_change():
     """So it is the change that is found."""
-    for family, part in (("LOSSES", Written()), ("ADVANTAGES", of_step()), ("EVALUATORS", Plays()), ("UPDATES", (Q, {}))):
+    for family, part in (("LOSSES", Written()), ("ADVANTAGES", of_step()), ("EVALUATORS", Plays()), ("UPDATES", (Q, {})),
+                         ("CRITICS", (Soft, BOX)), ("CRITICS", (Soft, TQC))):
         assert [str(check) for check in judged_by(family, part) if check.status == "failed"] == []

@@ -13,14 +13,15 @@ from broken_parts import after, of_rollout, of_transitions
 from helpers import sampled
 from laws import LAWS, judged_by
 
-from eqxrl import DQN, GAE, EpisodeEvaluator, MinibatchLearner, PPOLoss, RolloutCollector, TransitionCollector, UniformBuffer
+from eqxrl import DQN, GAE, SAC, TD3, EpisodeEvaluator, MinibatchLearner, PPOLoss, RolloutCollector, TransitionCollector, UniformBuffer
 from eqxrl._typing import Scalar, field
 from eqxrl.advantages import next_values
+from eqxrl.algorithms import MakeBuffer, MakeNetwork
 from eqxrl.collectors import RewardScaling
 from eqxrl.envs import ResetFromPool, ResetWhenDone
 from eqxrl.evaluators import AbstractEvaluator
-from eqxrl.learners import flatten, gradient_update, init_learner_state
-from eqxrl.losses import AbstractLoss, ActorCriticLoss
+from eqxrl.learners import Periodic, flatten, gradient_update, init_learner_state
+from eqxrl.losses import AbstractLoss, ActorCriticLoss, Mean, TruncatedQuantiles
 from eqxrl.nn import AbstractActorCritic, AbstractDistribution, Categorical, DiagGaussian, evaluate
 from eqxrl.verification._laws import laws_of
 
@@ -405,11 +406,62 @@ class SlowTarget(DQN):
         return dataclasses.replace(new, target=slow), errors, metrics
 
 
+class OneAfterTheOther(SAC):
+    """The critics step first, then the actor by these, and the temperature last."""
+
+    def update(self, learner, batch, num_updates, key):
+        first, errors, metrics = SAC.update(self, learner, batch, num_updates, key)
+        then, _, _ = SAC.update(self, dataclasses.replace(learner, critics=first.critics), batch, num_updates, jax.random.fold_in(key, 1))
+        return dataclasses.replace(first, actor=then.actor), errors, metrics
+
+
+class Dropped(SAC):
+    """Targets are those of one critic, drawn anew each time."""
+
+    def update(self, learner, batch, num_updates, key):
+        i = jax.random.randint(jax.random.fold_in(key, 1), (), 0, self.hp.num_critics)
+        target = jax.tree.map(lambda x: jnp.repeat(x[i][None], len(x), axis=0) if eqx.is_array(x) else x, learner.target)
+        after, *more = SAC.update(self, dataclasses.replace(learner, target=target), batch, num_updates, key)
+        target = self.target_update(learner.target, after.critics, num_updates)
+        return dataclasses.replace(after, target=target), *more
+
+
+class FirstCritic(TD3):
+    """The actor aims for the first critic alone, as in the paper."""
+
+    def update(self, learner, batch, num_updates, key):
+        after, *more = TD3.update(self, learner, batch, num_updates, key)
+        first = jax.tree.map(lambda x: jnp.repeat(x[:1], len(x), axis=0) if eqx.is_array(x) else x, after.critics)
+        actor = TD3.update(self, dataclasses.replace(learner, critics=first), batch, num_updates, jax.random.fold_in(key, 1))[0].actor
+        return dataclasses.replace(after, actor=actor), *more
+
+
+BOX, TQC = dict(kind="box"), dict(kind="box", parts=dict(reduction=TruncatedQuantiles(7, 2)))
+NETWORK = dict(hidden_sizes=(8,), quantiles=5)
+NOISY = dict(q_network=MakeNetwork("q", NETWORK | dict(dueling=True, noisy=True)), buffer=MakeBuffer("prioritized"))
+RAINBOW = dict(hp=dict(n_step=3, epsilon_start=0.0, epsilon_end=0.0), parts=NOISY)
+CRITICS = {
+    "SAC": (SAC, BOX),
+    "discrete SAC": (SAC, {}),
+    "SAC, without learning the temperature": (SAC, BOX | dict(hp=dict(learn_temperature=False))),
+    "SAC, copies at times": (SAC, BOX | dict(parts=dict(target_update=Periodic(3)))),
+    "SAC, the mean of three critics": (SAC, BOX | dict(hp=dict(num_critics=3), parts=dict(reduction=Mean()))),
+    "SAC, one after the other": (OneAfterTheOther, BOX),
+    "SAC, a critic at random": (Dropped, BOX),
+    "TQC": (SAC, TQC),
+    "TD3": (TD3, BOX),
+    "TD3, copies at times": (TD3, BOX | dict(parts=dict(target_update=Periodic(3)), hp=dict(policy_delay=3))),
+    "TD3, the first critic": (FirstCritic, BOX),
+    "QR-DQN": (DQN, dict(parts=dict(q_network=MakeNetwork("q", NETWORK)))),
+    "rainbow": (DQN, RAINBOW),
+}
+BEHAVIOURS = {name: CRITICS[name] for name in ("SAC", "discrete SAC", "TQC", "TD3", "QR-DQN", "rainbow")} | {"DQN": (DQN, {})}
 UPDATES = {"double": (DQN, {}), "an averaged target": (SlowTarget, {})}
 
 FAMILIES = dict(
     COLLECTORS=COLLECTORS, TRANSITIONS=TRANSITIONS, ADVANTAGES=ADVANTAGES, LOSSES=LOSSES, LEARNERS=LEARNERS, EVALUATORS=EVALUATORS,
     POLICIES=POLICIES, DISTRIBUTIONS=DISTRIBUTIONS, BUFFERS=BUFFERS, UPDATES=UPDATES,
+    CRITICS=CRITICS, BEHAVIOURS=BEHAVIOURS,
 )  # fmt: skip
 UNUSUAL = [(family, what) for family, parts in FAMILIES.items() for what in parts]
 

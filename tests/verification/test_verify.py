@@ -22,6 +22,7 @@ from eqxrl.testing._probe import probe
 from eqxrl.verification import Check, Report, verify
 from eqxrl.verification._advantages import AdvantageLaws
 from eqxrl.verification._algorithms import AlgorithmLaws
+from eqxrl.verification._behaviour import BehaviourLaws
 from eqxrl.verification._collectors import CollectorLaws, EvaluatorLaws
 from eqxrl.verification._laws import judged, law, laws_of
 from eqxrl.verification._learners import LearnerLaws, LossLaws
@@ -303,7 +304,7 @@ def test_ppo_holds(good, capsys):
 
 ON_POLICY = dict(collector=CollectorLaws, advantage=AdvantageLaws, learner=LearnerLaws, loss=LossLaws, evaluator=EvaluatorLaws)
 ON_POLICY |= {"actor-critic": ActorCriticLaws, "distribution": DistributionLaws}
-OFF_POLICY = dict(collector=CollectorLaws, buffer=BufferLaws, update=UpdateLaws, evaluator=EvaluatorLaws)
+OFF_POLICY = dict(collector=CollectorLaws, buffer=BufferLaws, update=UpdateLaws, behaviour=BehaviourLaws, evaluator=EvaluatorLaws)
 
 
 @pytest.mark.parametrize("cls, parts", [(DQN, OFF_POLICY), pytest.param(A2C, ON_POLICY, marks=pytest.mark.slow)])
