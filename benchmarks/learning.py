@@ -39,6 +39,8 @@ ROWS = [
     ("Pendulum-v1", "ppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
     ("Pendulum-v1", "sac", "zoo", None, 10, "mean >= -175", lambda x: x.mean() >= -175),
     ("Pendulum-v1", "sac", "tqc", None, 10, "mean >= -170", lambda x: x.mean() >= -170),
+    ("Pendulum-v1", "sac", "simba", None, 10, "mean >= -175", lambda x: x.mean() >= -175),
+    ("Pendulum-v1", "sac", "crossq", None, 10, "mean >= -175", lambda x: x.mean() >= -175),
     ("Pendulum-v1", "td3", "zoo", None, 10, "mean >= -170", lambda x: x.mean() >= -170),
     ("CartPole-v1", "sac", "rejax", None, 10, ">= 475 in 8 of 10", lambda x: sum(x >= 475) >= 8),
     ("MountainCarContinuous-v0", "sac", "zoo", None, 10, ">= 90 in 9 of 10", lambda x: sum(x >= 90) >= 9),

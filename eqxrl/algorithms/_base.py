@@ -21,7 +21,7 @@ from eqxrl.algorithms._memory import check_train_fits
 from eqxrl.algorithms._parts import Part, Reads, check_names, check_read, check_sizes, name_of, part, watched
 from eqxrl.envs import as_environment, check_spaces, env_name, make
 from eqxrl.evaluators import AbstractEvaluator, EpisodeEvaluator
-from eqxrl.nn import AbstractPolicy, has_memory
+from eqxrl.nn import AbstractPolicy, check_no_batch_renorm, has_memory
 from eqxrl.spaces import as_space, to_env_action
 
 TState = TypeVar("TState", bound=eqx.Module)
@@ -183,7 +183,9 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
 
     def made(self, network: Any, key: Key[Array, ""]) -> Any:
         """The network that was passed as a part, or the one that the part makes for the algorithm's spaces."""
-        return network if isinstance(network, eqx.Module) else network(*self.spaces, key=key)
+        made = network if isinstance(network, eqx.Module) else network(*self.spaces, key=key)
+        check_no_batch_renorm(made, type(self).__name__)
+        return made
 
     @property
     def chunks(self) -> np.ndarray:

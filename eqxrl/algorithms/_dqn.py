@@ -11,7 +11,7 @@ from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHPa
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import AbstractTargetUpdate, Periodic, clipped
 from eqxrl.losses import td_loss, td_target
-from eqxrl.nn import EpsilonGreedy, QNetwork, perturbed
+from eqxrl.nn import EpsilonGreedy, QNetwork, perturbed, trainable
 
 
 class DQNHParams(AbstractOffPolicyHParams, AbstractEpsilonGreedyHParams):
@@ -60,7 +60,7 @@ class DQN(AbstractOffPolicy):
 
     def init_learner(self, key: Key[Array, ""]) -> DQNLearner:
         q = self.made(self.q_network, key)
-        opt_state = strong(self.optimizer.init(eqx.filter(q, eqx.is_inexact_array)))
+        opt_state = strong(self.optimizer.init(eqx.filter(q, trainable(q))))
         return DQNLearner(q=q, target=copied(q), opt_state=opt_state)
 
     def behaviour(self, learner: DQNLearner, num_iterations: Int[Array, ""]) -> EpsilonGreedy:

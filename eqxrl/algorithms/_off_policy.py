@@ -17,7 +17,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._parts import part
 from eqxrl.algorithms._transitions import AbstractOnTransitions, TransitionsState
 from eqxrl.buffers import AbstractBuffer, BufferState, Drawn, UniformBuffer, replayed
-from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst
+from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst, check_no_batch_renorm, trainable
 
 
 class AbstractOffPolicyHParams(AbstractHParams):
@@ -110,15 +110,18 @@ class AbstractOffPolicy(AbstractOnTransitions):
         ts = dataclasses.replace(ts, learner=learner, buffer_state=buffer_state, num_updates=n, rng=rng)
         return ts, TrainStepMetrics(means=metrics, episodes=batch.episodes)
 
-    def ensemble(self, network: Any, size: int, key: Key[Array, ""]) -> Ensemble:
-        """Several of what the part makes.
+    def ensemble(self, network: Any, size: int, key: Key[Array, ""], batch_renorm: bool = False) -> Ensemble:
+        """Several of what the part makes, where `batch_renorm` says whether a `BatchRenorm` may be in it.
 
-        **Raises:** `TypeError` where it is a network itself, of which all would be the same.
+        **Raises:** `TypeError` where it is a network itself, of which all would be the same; `ValueError` for a `BatchRenorm`.
         """
         if isinstance(network, eqx.Module):
             how = "pass what makes one: (observation_space, action_space, *, key)"
             raise TypeError(f"got a {type(network).__name__} where several are made; {how}")
-        return Ensemble(lambda key: network(*self.spaces, key=key), size, key=key)
+        made = Ensemble(lambda key: network(*self.spaces, key=key), size, key=key)
+        if not batch_renorm:
+            check_no_batch_renorm(made, type(self).__name__)
+        return made
 
     def random_at_first(self, policy: AbstractPolicy, num_iterations: Int[Array, ""]) -> RandomAtFirst:
         """The policy, which draws actions from the whole action space before `learning_starts` env steps."""
@@ -136,7 +139,7 @@ def descended(
 ) -> tuple[T, PyTree, Any, PyTree]:
     """The networks and the optimiser's state after one step down the gradient of `loss(networks) -> (loss, else)`; what else it returned,
     and the gradients."""
-    params, static = eqx.partition(networks, eqx.is_inexact_array)
+    params, static = eqx.partition(networks, trainable(networks))
     grads, aux = jax.grad(lambda params: loss(eqx.combine(params, static)), has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     after: Any = eqx.combine(optax.apply_updates(params, updates), static)

@@ -11,6 +11,7 @@ from eqxrl._schedules import LinearSchedule
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.buffers import AbstractBuffer, PrioritizedBuffer, UniformBuffer
+from eqxrl.learners import NoTarget
 from eqxrl.losses import TruncatedQuantiles
 
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
@@ -207,6 +208,22 @@ _ALL = (
     ),
     Preset("Pendulum-v1", "sac", "zoo", f"{_ZOO}/sac.yml", _PENDULUM_SAC),
     Preset("Pendulum-v1", "sac", "tqc", f"{_ZOO}/tqc.yml", _PENDULUM_SAC, parts=dict(reduction=TruncatedQuantiles())),
+    Preset(
+        "Pendulum-v1", "sac", "simba", f"Lee et al. 2024, https://arxiv.org/abs/2410.09754, but smaller; {_ZOO}/sac.yml",
+        _PENDULUM_SAC,
+        parts=dict(
+            actor=MakeNetwork("actor", dict(hidden_sizes=(64,), residual=True)),
+            critic=MakeNetwork("action_value", dict(hidden_sizes=(64, 64), residual=True)),
+        ),
+    ),
+    Preset(
+        "Pendulum-v1", "sac", "crossq", f"Bhatt et al. 2024, https://arxiv.org/abs/1902.05605, but smaller; {_ZOO}/sac.yml",
+        _PENDULUM_SAC | dict(batch_size=128),
+        parts=dict(
+            actor=MakeNetwork("actor", dict(hidden_sizes=(64, 64))),
+            critic=MakeNetwork("action_value", dict(hidden_sizes=(256, 256), batch_renorm=True)), target_update=NoTarget(),
+        ),
+    ),
     Preset(
         "Pendulum-v1", "td3", "zoo", f"{_ZOO}/td3.yml",
         dict(num_envs=1, num_steps=8, updates_per_iteration=8, buffer_size=200_000, learning_starts=10_000, gamma=0.98,

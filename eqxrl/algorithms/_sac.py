@@ -11,9 +11,9 @@ from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_scalar, as_schedule, field, optional, strong, typed, within
 from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended
 from eqxrl.algorithms._parts import part
-from eqxrl.learners import AbstractTargetUpdate, Polyak
-from eqxrl.losses import AbstractReduction, Minimum, fixed, values_chosen, values_taken
-from eqxrl.nn import ActionValue, QNetwork, RandomAtFirst, Sampling, StochasticActor
+from eqxrl.learners import AbstractTargetUpdate, NoTarget, Polyak
+from eqxrl.losses import AbstractReduction, Minimum, fixed, values_chosen, values_of_both, values_taken
+from eqxrl.nn import ActionValue, QNetwork, RandomAtFirst, Sampling, StochasticActor, trainable, with_statistics
 from eqxrl.spaces import Discrete, log_volume
 
 
@@ -25,7 +25,7 @@ class SACHParams(AbstractOffPolicyHParams):
     updates_per_iteration: int = field(default=16)
     batch_size: int = field(default=256)
     num_critics: int = field(default=2)
-    """Critics, each with a target network."""
+    """Critics, each with a target network, if there are any."""
     learning_rate: Schedule = field(default=3e-4, converter=as_schedule, metadata=within(0.0))
     """Adam's step size, for the actor, the critics and the temperature."""
     tau: Scalar = field(default=0.005, metadata=within(0.0, 1.0))
@@ -46,6 +46,7 @@ class SACLearner(eqx.Module):
     actor: PyTree
     critics: PyTree
     target: PyTree
+    """None with `NoTarget`."""
     log_temperature: Scalar
     opt_state: PyTree
 
@@ -53,7 +54,8 @@ class SACLearner(eqx.Module):
 class SAC(AbstractOffPolicy):
     """Soft actor-critic, for actions in a Box or in a Discrete space. Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905; Christodoulou
     2019, https://arxiv.org/abs/1910.07207. With `reduction=TruncatedQuantiles()` it is TQC: Kuznetsov et al. 2020,
-    https://arxiv.org/abs/2005.04269.
+    https://arxiv.org/abs/2005.04269. With `target_update=NoTarget()` and `nn.ActionValue(batch_renorm=True)` as `critic` it is CrossQ, but
+    for that paper's normalised and delayed actor: Bhatt et al. 2024, https://arxiv.org/abs/1902.05605.
 
     Actor, critics and temperature take each step together, from where all of them stand.
     """
@@ -85,10 +87,13 @@ class SAC(AbstractOffPolicy):
 
     def init_learner(self, key: Key[Array, ""]) -> SACLearner:
         actor_key, critic_key = jax.random.split(key)
-        actor, critics = self.made(self.actor, actor_key), self.ensemble(self.critic, self.hp.num_critics, critic_key)
+        alone = isinstance(self.target_update, NoTarget)
+        actor = self.made(self.actor, actor_key)
+        critics = self.ensemble(self.critic, self.hp.num_critics, critic_key, batch_renorm=alone)
         log_temperature = jnp.log(self.hp.temperature)
-        opt_state = strong(self.optimizer.init(eqx.filter((actor, critics, log_temperature), eqx.is_inexact_array)))
-        return SACLearner(actor, critics, copied(critics), log_temperature, opt_state)
+        networks = actor, critics, log_temperature
+        opt_state = strong(self.optimizer.init(eqx.filter(networks, trainable(networks))))
+        return SACLearner(actor, critics, None if alone else copied(critics), log_temperature, opt_state)
 
     def behaviour(self, learner: SACLearner, num_iterations: Int[Array, ""]) -> RandomAtFirst:
         return self.random_at_first(Sampling(learner.actor), num_iterations)
@@ -100,12 +105,20 @@ class SAC(AbstractOffPolicy):
         next_key, actor_key = jax.random.split(key)
         temperature = jnp.exp(learner.log_temperature) if self.hp.learn_temperature else self.hp.temperature
         policy = jax.vmap(learner.actor)(batch.next_obs)
-        following, log_prob = values_chosen(policy, learner.target, batch.next_obs, next_key, self.reduction.following)
-        targets = bootstrapped(batch, following - (temperature * log_prob)[:, None])
+
+        def valued(critics):
+            """Values of the batch, their targets, and the critics after it."""
+            reduce = self.reduction.following
+            if learner.target is None:
+                values, following, log_prob, critics = values_of_both(critics, batch, policy, next_key, reduce)
+            else:
+                values = values_taken(critics, self.spaces[1], batch.obs, batch.action)
+                following, log_prob = values_chosen(policy, learner.target, batch.next_obs, next_key, reduce)
+            return values, bootstrapped(batch, following - (temperature * log_prob)[:, None]), critics
 
         def loss(networks):
             actor, critics, log_temperature = networks
-            values = values_taken(critics, self.spaces[1], batch.obs, batch.action)
+            values, targets, critics = valued(critics)
             critic_loss = jnp.mean(batch.weight * self.reduction.loss(values, targets))
             policy = jax.vmap(actor)(batch.obs)
             value, log_prob = values_chosen(policy, fixed(critics), batch.obs, actor_key, self.reduction.value)
@@ -114,11 +127,13 @@ class SAC(AbstractOffPolicy):
             temperature_loss = jnp.exp(log_temperature) * (entropy - self._target_entropy()) if self.hp.learn_temperature else 0.0
             errors = jnp.abs(self.reduction.value(values) - jnp.mean(targets, axis=-1))
             metrics = dict(critic_loss=critic_loss, actor_loss=actor_loss, entropy=entropy, value=jnp.mean(value), temperature=temperature)
-            return critic_loss + actor_loss + temperature_loss, (errors, metrics)
+            return critic_loss + actor_loss + temperature_loss, (errors, metrics, fixed(critics))
 
         networks = learner.actor, learner.critics, learner.log_temperature
-        (actor, critics, log_temperature), opt_state, (errors, metrics), _ = descended(loss, self.optimizer, networks, learner.opt_state)
-        target = self.target_update(learner.target, critics, num_updates)
+        after, opt_state, (errors, metrics, moved), _ = descended(loss, self.optimizer, networks, learner.opt_state)
+        actor, critics, log_temperature = after
+        critics = with_statistics(critics, moved)
+        target = None if learner.target is None else self.target_update(learner.target, critics, num_updates)
         return SACLearner(actor, critics, target, log_temperature, opt_state), errors, metrics
 
     def _target_entropy(self) -> Scalar:

@@ -12,7 +12,7 @@ from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHPa
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import AbstractTargetUpdate, Polyak
 from eqxrl.losses import AbstractReduction, Minimum, fixed, values_taken
-from eqxrl.nn import AbstractActionNoise, ActionValue, DeterministicActor, GaussianNoise, Noisy, RandomAtFirst, with_noise
+from eqxrl.nn import AbstractActionNoise, ActionValue, DeterministicActor, GaussianNoise, Noisy, RandomAtFirst, trainable, with_noise
 
 
 class TD3HParams(AbstractOffPolicyHParams):
@@ -86,7 +86,7 @@ class TD3(AbstractOffPolicy):
     def init_learner(self, key: Key[Array, ""]) -> TD3Learner:
         actor_key, critic_key = jax.random.split(key)
         nets = self.made(self.actor, actor_key), self.ensemble(self.critic, self.hp.num_critics, critic_key)
-        opt_states = [strong(self.optimizer.init(eqx.filter(net, eqx.is_inexact_array))) for net in nets]
+        opt_states = [strong(self.optimizer.init(eqx.filter(net, trainable(net)))) for net in nets]
         return TD3Learner(*nets, target=copied(nets), opt_state=(opt_states[0], opt_states[1]))
 
     def behaviour(self, learner: TD3Learner, num_iterations: Int[Array, ""]) -> RandomAtFirst:

@@ -12,5 +12,6 @@ from eqxrl.learners._clipped import clipped as clipped
 from eqxrl.learners._minibatch import MinibatchLearner as MinibatchLearner
 from eqxrl.learners._permutation import swap_or_not as swap_or_not
 from eqxrl.learners._target_updates import AbstractTargetUpdate as AbstractTargetUpdate
+from eqxrl.learners._target_updates import NoTarget as NoTarget
 from eqxrl.learners._target_updates import Periodic as Periodic
 from eqxrl.learners._target_updates import Polyak as Polyak

@@ -49,5 +49,12 @@ class Polyak(AbstractTargetUpdate):
         return _mapped(lambda t, x: t + self.tau * (x - t) if eqx.is_inexact_array(x) else x, target, online)
 
 
+class NoTarget(AbstractTargetUpdate):
+    """Targets are computed with the network as it stands. `SAC` then keeps no copy, and values a batch and what it led to in one pass."""
+
+    def __call__(self, target: T, online: T, num_updates: Int[Array, ""]) -> T:
+        return online
+
+
 def _mapped(leaf: object, target: PyTree, online: PyTree) -> PyTree:
     return jax.tree.map(lambda t, x: leaf(t, x) if eqx.is_array(x) else t, target, online)  # pyright: ignore[reportCallIssue]

@@ -12,6 +12,7 @@ from eqxrl.losses._reductions import Minimum as Minimum
 from eqxrl.losses._reductions import TruncatedQuantiles as TruncatedQuantiles
 from eqxrl.losses._soft_values import fixed as fixed
 from eqxrl.losses._soft_values import values_chosen as values_chosen
+from eqxrl.losses._soft_values import values_of_both as values_of_both
 from eqxrl.losses._soft_values import values_taken as values_taken
 from eqxrl.losses._td import quantile_huber as quantile_huber
 from eqxrl.losses._td import td_loss as td_loss

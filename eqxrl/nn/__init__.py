@@ -8,6 +8,10 @@ from eqxrl.nn._actor_critic import check_actor_critic as check_actor_critic
 from eqxrl.nn._actor_critic import episode_starts as episode_starts
 from eqxrl.nn._actor_critic import evaluate as evaluate
 from eqxrl.nn._actor_critic import has_memory as has_memory
+from eqxrl.nn._batch_renorm import BatchRenorm as BatchRenorm
+from eqxrl.nn._batch_renorm import check_no_batch_renorm as check_no_batch_renorm
+from eqxrl.nn._batch_renorm import has_batch_renorm as has_batch_renorm
+from eqxrl.nn._batch_renorm import with_statistics as with_statistics
 from eqxrl.nn._bounded import Beta as Beta
 from eqxrl.nn._bounded import SquashedGaussian as SquashedGaussian
 from eqxrl.nn._distributions import AbstractDistribution as AbstractDistribution

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from eqxrl._typing import Observation
 from eqxrl.nn._encode import Encoder, encoder_key
-from eqxrl.nn._layers import Layers, apply_layers, make_layers
+from eqxrl.nn._layers import Layers, apply_layers, layers_on_batch, make_layers
 from eqxrl.spaces import Box, as_space, known_bounds
 
 
@@ -34,10 +34,12 @@ class ActionValue(eqx.Module):
 
     def __init__(
         self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (64, 64), activation: Callable = jax.nn.relu,
-        layer_norm: bool = False, convolve: bool = True, out_size: int = 1, key: Key[Array, ""],
+        layer_norm: bool = False, residual: bool = False, batch_renorm: bool = False, convolve: bool = True, out_size: int = 1,
+        key: Key[Array, ""],
     ):
-        """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`; `out_size`: how many numbers say what
-        the action is worth, such as the logits of a distribution of its value."""
+        """**Arguments:** the spaces; `layer_norm` in hidden layers, or `residual` blocks, see `QNetwork`, or a `BatchRenorm` before each
+        layer, see `SAC`; `convolve`: see `nn.Encoder`; `out_size`: how many numbers say what the action is worth, such as the logits
+        of a distribution of its value."""
         space = as_space(action_space)
         if not isinstance(space, Box):
             raise TypeError(f"ActionValue values actions of a Box, but the action space is {space}; nn.QNetwork does Discrete ones")
@@ -47,12 +49,21 @@ class ActionValue(eqx.Module):
         self.center, self.half_width = tuple((0.5 * (low + high)).tolist()), tuple((0.5 * (high - low)).tolist())
         self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
         self.shape = space.shape
-        self.layers = make_layers([self.encoder.size + math.prod(space.shape), *hidden_sizes, out_size], key, layer_norm=layer_norm)
+        sizes = [self.encoder.size + math.prod(space.shape), *hidden_sizes, out_size]
+        self.layers = make_layers(sizes, key, layer_norm=layer_norm, residual=residual, batch_renorm=batch_renorm)
 
     def __call__(self, obs: Observation, action: Float[Array, "..."]) -> Float[Array, " outputs"]:
+        return apply_layers(self.layers, self.activation, self._inputs(obs, action))
+
+    def on_batch(self, obs: Observation, action: Float[Array, "batch ..."]) -> tuple[Float[Array, "batch outputs"], "ActionValue"]:
+        """With `batch_renorm`: what it makes of a batch by the batch's own statistics, and the network with its running ones moved."""
+        values, layers = layers_on_batch(self.layers, self.activation, jax.vmap(self._inputs)(obs, action))
+        return values, eqx.tree_at(lambda network: network.layers, self, layers)
+
+    def _inputs(self, obs: Observation, action: Float[Array, "..."]) -> Float[Array, " in"]:
         dtype = self.layers[0].weight.dtype
         if action.shape != self.shape:
             raise ValueError(f"the action is {list(action.shape)}, but one action of this space is {list(self.shape)}")
         center, half_width = (jnp.asarray(x, dtype) for x in (self.center, self.half_width))
         scaled = (jnp.ravel(action).astype(dtype) - center) / half_width
-        return apply_layers(self.layers, self.activation, jnp.concatenate([self.encoder(obs, dtype), scaled]))
+        return jnp.concatenate([self.encoder(obs, dtype), scaled])

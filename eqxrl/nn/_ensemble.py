@@ -5,6 +5,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Key, PyTree
 
+from eqxrl.nn._batch_renorm import has_batch_renorm
+
 
 class Ensemble(eqx.Module):
     """Several networks that differ by their initialisation alone, as one whose arrays are `[members ...]`."""
@@ -20,3 +22,13 @@ class Ensemble(eqx.Module):
         """What each of them makes of the same arguments, `[members ...]`."""
         each = eqx.filter_vmap(lambda member, args: member(*args), in_axes=(eqx.if_array(0), None), axis_size=self.size)
         return each(self.members, args)
+
+    def on_batch(self, *args: PyTree) -> tuple[PyTree, "Ensemble"]:
+        """What each of them makes of a batch of arguments, `[members batch ...]`, and the ensemble after it. A network with a `BatchRenorm`
+        in it uses the batch's statistics and moves its running ones: it has a method `on_batch(*args)`, which returns both."""
+
+        def each(member: Any, args: tuple[PyTree, ...]) -> tuple[PyTree, Any]:
+            return member.on_batch(*args) if has_batch_renorm(member) else (jax.vmap(member)(*args), member)
+
+        outputs, members = eqx.filter_vmap(each, in_axes=(eqx.if_array(0), None), axis_size=self.size)(self.members, args)
+        return outputs, eqx.tree_at(lambda ensemble: ensemble.members, self, members)

@@ -1,7 +1,8 @@
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from eqxrl._typing import T
+from eqxrl.nn._batch_renorm import BatchRenorm
 
 
 def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
@@ -118,35 +120,110 @@ class NormedLinear(eqx.Module):
         return self.linear.weight
 
 
-Layer = eqx.nn.Linear | NoisyLinear | NormedLinear
-Layers = tuple[Layer, ...]
+class PrenormedLinear(eqx.Module):
+    """A linear layer of standardised inputs."""
+
+    norm: eqx.nn.LayerNorm | BatchRenorm
+    linear: eqx.nn.Linear | NoisyLinear
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        return apply_layer(self.linear, self.norm(x))
+
+    @property
+    def weight(self) -> Array:
+        return self.linear.weight
+
+
+class Residual(eqx.Module):
+    """A block that adds to its input what two linear layers make of it standardised, with the activation and four times as many numbers
+    between them. Lee et al. 2024, https://arxiv.org/abs/2410.09754"""
+
+    resize: eqx.nn.Linear | NoisyLinear | None
+    """Before all, where the block's input has another size than its output."""
+    inner: PrenormedLinear
+    outer: eqx.nn.Linear | NoisyLinear
+
+    def __call__(self, x: Float[Array, " in"], activation: Callable) -> Float[Array, " out"]:
+        x = x if self.resize is None else apply_layer(self.resize, x)
+        return x + apply_layer(self.outer, activation(self.inner(x)))
+
+    @property
+    def weight(self) -> Array:
+        return self.outer.weight
+
+
+Layer = eqx.nn.Linear | NoisyLinear | NormedLinear | PrenormedLinear
+Layers = tuple[Layer | Residual, ...]
 
 
 def make_layers(
-    sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None, layer_norm: bool = False, noisy: bool = False
+    sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None, layer_norm: bool = False, noisy: bool = False,
+    residual: bool = False, batch_renorm: bool = False,
 ) -> Layers:
     """With an `out_scale`, orthogonal ones, those before the last with scale √2; else as Equinox initialises them. `layer_norm`: of all but
-    the last."""
+    the last. `residual`: blocks in their place, initialised as Equinox does, and a layer norm before the last; Lee et al. 2024.
+    `batch_renorm`: of what each layer sees; Bhatt et al. 2024.
+
+    **Raises:** `ValueError` where more than one of the three is chosen.
+    """
+    if layer_norm + residual + batch_renorm > 1:
+        raise ValueError(f"got {layer_norm=}, {residual=}, {batch_renorm=}; choose one of them")
+    if residual:
+        return _residual_layers(sizes, jax.random.split(key, len(sizes) - 1), noisy)
     if out_scale is None:
         keys = jax.random.split(key, max(len(sizes) - 1, 1))
         layers = [eqx.nn.Linear(i, o, key=key) for i, o, key in zip(sizes[:-1], sizes[1:], keys)]
     else:
         layers = _orthogonal_linears(sizes, [math.sqrt(2)] * (len(sizes) - 2) + [out_scale], key)
     layers = [NoisyLinear(x) for x in layers] if noisy else layers
+    if batch_renorm:
+        return tuple(PrenormedLinear(BatchRenorm(size), x) for x, size in zip(layers, sizes))
     hidden = [NormedLinear(x, eqx.nn.LayerNorm(size)) for x, size in zip(layers, sizes[1:-1])] if layer_norm else layers[:-1]
     return *hidden, *layers[-1:]
 
 
+def _residual_layers(sizes: Sequence[int], keys: Key[Array, " layers"], noisy: bool) -> Layers:
+    def linear(in_size: int, out_size: int, key: Key[Array, ""]) -> eqx.nn.Linear | NoisyLinear:
+        layer = eqx.nn.Linear(in_size, out_size, key=key)
+        return NoisyLinear(layer) if noisy else layer
+
+    def block(in_size: int, size: int, key: Key[Array, ""]) -> Residual:
+        resize_key, inner_key, outer_key = jax.random.split(key, 3)
+        resize = None if in_size == size else linear(in_size, size, resize_key)
+        inner = PrenormedLinear(eqx.nn.LayerNorm(size), linear(size, 4 * size, inner_key))
+        return Residual(resize, inner, linear(4 * size, size, outer_key))
+
+    blocks = [block(*x) for x in zip(sizes[:-2], sizes[1:-1], keys)]
+    last = linear(sizes[-2], sizes[-1], keys[-1])
+    return *blocks, PrenormedLinear(eqx.nn.LayerNorm(sizes[-2]), last) if blocks else last
+
+
 def apply_layer(layer: Layer, x: Float[Array, " in"]) -> Float[Array, " out"]:
-    """One of `make_layers`."""
+    """One of `make_layers` that isn't a block."""
     return apply_linear(layer, x) if isinstance(layer, eqx.nn.Linear) else layer(x)
+
+
+def apply_hidden(layer: Layer | Residual, activation: Callable, x: Float[Array, " in"]) -> Float[Array, " out"]:
+    """One of `make_layers` that isn't the last, and the activation."""
+    return layer(x, activation) if isinstance(layer, Residual) else activation(apply_layer(layer, x))
 
 
 def apply_layers(layers: Layers, activation: Callable, x: Float[Array, " in"]) -> Float[Array, " out"]:
     """The activation comes between them, not after the last."""
+    last: Any = layers[-1]
     for layer in layers[:-1]:
-        x = activation(apply_layer(layer, x))
-    return apply_layer(layers[-1], x)
+        x = apply_hidden(layer, activation, x)
+    return apply_layer(last, x)
+
+
+def layers_on_batch(layers: Layers, activation: Callable, x: Float[Array, "batch in"]) -> tuple[Float[Array, "batch out"], Layers]:
+    """What layers with `batch_renorm` make of a batch by its own statistics, and these layers with their running ones moved."""
+    after, given = [], cast(tuple[Any, ...], layers)
+    for i, layer in enumerate(given):
+        x, norm = layer.norm.on_batch(activation(x) if i else x)
+        x = jax.vmap(functools.partial(apply_layer, layer.linear))(x)
+        after.append(PrenormedLinear(norm, layer.linear))
+    return x, tuple(after)
 
 
 class Convolution(eqx.Module):

@@ -10,7 +10,7 @@ from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import AbstractDistribution
 from eqxrl.nn._encode import Encoder, has_images
 from eqxrl.nn._heads import AbstractHead, make_head
-from eqxrl.nn._layers import Layers, apply_layer, apply_layers, make_layers, orthogonal_cell
+from eqxrl.nn._layers import Layers, apply_hidden, apply_layers, make_layers, orthogonal_cell
 from eqxrl.nn._memory import LRU, AbstractMemory, Cell
 
 MakeMemory = Callable[..., AbstractMemory]
@@ -102,7 +102,7 @@ class ActorCritic(AbstractActorCritic):
         vectors = [encoder(obs, self.actor[0].weight.dtype) for encoder in self.encoders]
         for i, layers in enumerate(self.before):
             for layer in layers:
-                vectors[i] = self.activation(apply_layer(layer, vectors[i]))
+                vectors[i] = apply_hidden(layer, self.activation, vectors[i])
         return tuple(vectors)
 
     def _leave(self, for_actor: Float[Array, " actor"], for_critic: Float[Array, " critic"]) -> tuple[AbstractDistribution, Scalar]:

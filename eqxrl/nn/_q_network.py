@@ -10,7 +10,7 @@ from eqxrl._typing import Carry, Observation, Scalar, typed
 from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import AbstractDistribution, Categorical
 from eqxrl.nn._encode import Encoder, encoder_key
-from eqxrl.nn._layers import Layers, apply_layer, apply_layers, make_layers
+from eqxrl.nn._layers import Layers, apply_hidden, apply_layers, make_layers
 from eqxrl.spaces import Discrete, as_space
 
 
@@ -22,6 +22,10 @@ class QNetwork(eqx.Module):
       to itself. Wang et al. 2016, https://arxiv.org/abs/1511.06581
     - `quantiles`: as many of each action's return, `[act quantiles]`, whose mean is its value. Dabney et al. 2018,
       https://arxiv.org/abs/1710.10044
+    - `residual`: each of the `hidden_sizes` is a block that adds to what it sees, a layer norm and two layers with four times the width
+      between them; a linear layer comes before one whose input has another width, and a layer norm after the last. This is SimBa, Lee et
+      al. 2024, https://arxiv.org/abs/2410.09754, but for its running statistics of observations and its initialisation; not with
+      `layer_norm`.
     - `noisy`: all layers are `NoisyLinear`, which `perturbed` draws. Fortunato et al. 2018, https://arxiv.org/abs/1706.10295
 
     **Raises:** `TypeError` for another action space.
@@ -37,8 +41,8 @@ class QNetwork(eqx.Module):
 
     def __init__(
         self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (64, 64), activation: Callable = jax.nn.relu,
-        layer_norm: bool = False, convolve: bool = True, dueling: bool = False, quantiles: int | None = None, noisy: bool = False,
-        key: Key[Array, ""],
+        layer_norm: bool = False, residual: bool = False, convolve: bool = True, dueling: bool = False, quantiles: int | None = None,
+        noisy: bool = False, key: Key[Array, ""],
     ):
         """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`; the others as above."""
         action_space = as_space(action_space)
@@ -48,15 +52,16 @@ class QNetwork(eqx.Module):
             raise ValueError(f"QNetwork.quantiles must be at least 1, got {quantiles}")
         self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
         self.quantiles, sizes, each = quantiles, [self.encoder.size, *hidden_sizes], quantiles or 1
-        self.layers = make_layers([*sizes, action_space.n * each], key, layer_norm=layer_norm, noisy=noisy)
+        options = dict(layer_norm=layer_norm, residual=residual, noisy=noisy)
+        self.layers = make_layers([*sizes, action_space.n * each], key, **options)
         value_key = jax.random.fold_in(key, len(sizes) + 1)  # `split` gives the keys that `fold_in` gives for 0, 1, 2 ...
-        self.value = make_layers([*sizes[-2:], each], value_key, layer_norm=layer_norm, noisy=noisy) if dueling else ()
+        self.value = make_layers([*sizes[-2:], each], value_key, **options) if dueling else ()
 
     def __call__(self, obs: Observation) -> Float[Array, " act *quantiles"]:
         x = self.encoder(obs, self.layers[0].weight.dtype)
         shared = len(self.layers) - len(self.value) if self.value else 0
         for layer in self.layers[:shared]:
-            x = self.activation(apply_layer(layer, x))
+            x = apply_hidden(layer, self.activation, x)
         shape = (-1,) if self.quantiles is None else (-1, self.quantiles)
         values = apply_layers(self.layers[shared:], self.activation, x).reshape(shape)
         if not self.value:

@@ -89,7 +89,7 @@ class BufferLaws(AbstractLaws):
 class UpdateLaws(AbstractUpdateLaws):
     """Of an algorithm's `update`, with its learner's state before and after some training, and two batches, whose ends are replaced."""
     def __init__(self, algo: AbstractOffPolicy, start: Any, trained: Any, batches: list[Replayed]):
-        self.part, self.start, self.trained = algo, start, trained
+        self.part, self.agent, self.start, self.trained = algo, trained, start, trained  # what its networks deviate in counts as well
         self.call = lambda learner, batch, num_updates, key: algo.update(learner, batch, num_updates, key)
         kind = np.arange(len(batches[0].reward)) % 4  # going on, terminated, cut off, both
         self.ends = dict(terminated=jnp.asarray(kind % 2 == 1), truncated=jnp.asarray(kind >= 2))

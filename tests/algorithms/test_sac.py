@@ -11,9 +11,10 @@ import pytest
 from helpers import quick_jit, same, with_limit
 
 from eqxrl import LinearSchedule, Replayed
-from eqxrl.algorithms import SAC, TD3, SACHParams, TD3HParams
+from eqxrl.algorithms import REPPO, SAC, TD3, SACHParams, TD3HParams
+from eqxrl.learners import NoTarget
 from eqxrl.losses import TruncatedQuantiles
-from eqxrl.nn import ActionValue, DeterministicActor, OrnsteinUhlenbeckNoise, QNetwork, StochasticActor
+from eqxrl.nn import ActionValue, DeterministicActor, OrnsteinUhlenbeckNoise, QNetwork, StochasticActor, trainable
 
 SIZES = dict(num_envs=2, num_steps=4, updates_per_iteration=3, buffer_size=64, batch_size=5, learning_starts=16, num_seeds_per_eval=2,
              total_timesteps=80, eval_freq=40)  # fmt: skip
@@ -21,9 +22,10 @@ SMALL = lambda kind, **options: lambda *spaces, key: kind(*spaces, hidden_sizes=
 KEY = jax.random.key(0)
 
 
-def sac(env="Pendulum-v1", critic=ActionValue, reduction=None, **hp):
+def sac(env="Pendulum-v1", critic=ActionValue, reduction=None, target_update=None, options=None, **hp):
     outputs = {} if reduction is None or critic is QNetwork else dict(out_size=reduction.outputs)
-    parts = dict(actor=SMALL(StochasticActor), critic=SMALL(critic, **outputs), reduction=reduction)
+    critic = SMALL(critic, **outputs, **(options or {}))
+    parts = dict(actor=SMALL(StochasticActor), critic=critic, reduction=reduction, target_update=target_update)
     return SAC.create(env, hp=SACHParams(**SIZES, **hp), **parts)
 
 
@@ -31,12 +33,16 @@ def discrete(**hp):
     return sac("CartPole-v1", QNetwork, **hp)
 
 
+def crossq(**hp):
+    return sac(target_update=NoTarget(), options=dict(batch_renorm=True), **hp)
+
+
 def td3(action_noise=None, **hp):
     parts = dict(actor=SMALL(DeterministicActor), critic=SMALL(ActionValue), action_noise=action_noise)
     return TD3.create("Pendulum-v1", hp=TD3HParams(**{**SIZES, **hp}), **parts)
 
 
-ALGORITHMS = {"sac": sac, "discrete": discrete, "tqc": lambda: sac(reduction=TruncatedQuantiles(5, 1)), "td3": td3,
+ALGORITHMS = {"sac": sac, "discrete": discrete, "tqc": lambda: sac(reduction=TruncatedQuantiles(5, 1)), "td3": td3, "crossq": crossq,
               "td3 with lasting noise": lambda: td3(OrnsteinUhlenbeckNoise())}  # fmt: skip
 
 
@@ -131,10 +137,94 @@ def test_the_critics_loss_of_td3_in_numpy():
     np.testing.assert_allclose(errors, np.abs(now.min(0) - targets), rtol=1e-3, atol=1e-4)
 
 
+def standardised(net, x):
+    """`[batch in]` through one member's layers, by the batch's statistics, which are given as well; in float64."""
+    seen = []
+    for i, layer in enumerate(net.layers):
+        x = np.maximum(x, 0) if i else x
+        seen.append((x.mean(0), x.var(0)))
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3)
+        x = x @ np.asarray(layer.linear.weight, np.float64).T + np.asarray(layer.linear.bias)
+    return x[:, 0], seen
+
+
+def test_the_losses_of_crossq_in_numpy():
+    algo = crossq(temperature=0.3)
+    learner, batch = algo.init_learner(KEY), batch_of(algo)
+    assert learner.target is None
+    after, errors, metrics = algo.update(learner, batch, jnp.int32(0), KEY)
+    keys = jax.random.split(KEY)
+    action, log_prob = jax.vmap(learner.actor)(batch.next_obs).sample_and_log_prob(keys[0])
+    together = np.concatenate([np.hstack([o, np.asarray(a) / 2]) for o, a in ((batch.obs, batch.action), (batch.next_obs, action))])
+    now, then = np.split(np.stack([standardised(net, together)[0] for net in each(learner.critics)]), 2, axis=1)
+    following = then.min(0) - 0.3 * np.asarray(log_prob)
+    targets = np.asarray(batch.reward) + np.asarray(batch.discount) * np.where(batch.terminated, 0, following)
+    loss = np.mean(np.asarray(batch.weight) * ((now - targets[None]) ** 2).sum(0))
+    np.testing.assert_allclose(metrics["critic_loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(errors, np.abs(now.min(0) - targets), rtol=1e-3, atol=1e-4)
+    action, log_prob = jax.vmap(learner.actor)(batch.obs).sample_and_log_prob(keys[1])
+    aimed = []
+    for net, new in zip(each(learner.critics), each(after.critics), strict=True):
+        x = np.hstack([batch.obs, np.asarray(action) / 2]).astype(np.float64)
+        for i, (layer, new_layer, (mean, var)) in enumerate(zip(net.layers, new.layers, standardised(net, together)[1], strict=True)):
+            statistics = new_layer.norm.statistics
+            np.testing.assert_allclose(statistics.mean, 0.01 * mean, rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(statistics.var, 0.99 + 0.01 * var, rtol=1e-4)
+            assert statistics.count == 1
+            x = ((np.maximum(x, 0) if i else x) - 0.01 * mean) / np.sqrt(0.99 + 0.01 * var + 1e-3)
+            x = x @ np.asarray(layer.linear.weight, np.float64).T + np.asarray(layer.linear.bias)
+        aimed.append(x[:, 0])
+    np.testing.assert_allclose(metrics["actor_loss"], np.mean(0.3 * np.asarray(log_prob) - np.min(aimed, axis=0)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("env, critic", [("Pendulum-v1", ActionValue), ("CartPole-v1", QNetwork)])
+def test_without_a_target_network_it_is_the_network_as_it_stands(env, critic):
+    """So an update is that from where the target network is still a copy, to its last gradient."""
+    with_copy, without = (sac(env, critic, target_update=x, temperature=0.3) for x in (None, NoTarget()))
+    learner, batch = with_copy.init_learner(KEY), batch_of(with_copy)
+    alone = dataclasses.replace(learner, target=None)
+    same(without.init_learner(KEY), alone)
+    for a, b in zip(gradients(with_copy, learner, batch), gradients(without, alone, batch), strict=True):
+        same(a, b, rtol=1e-4, atol=1e-6)
+    (_, errors, metrics), (_, *want) = (f.update(x, batch, jnp.int32(0), KEY) for f, x in ((without, alone), (with_copy, learner)))
+    same((errors, metrics), tuple(want), rtol=1e-4, atol=1e-5)
+
+
+def test_the_targets_of_crossq_have_no_gradient():
+    """Although they come of the same pass: the critics' gradient is that of their values of the batch, given the targets as numbers."""
+    algo = crossq(temperature=0.3)
+    learner, batch = algo.init_learner(KEY), batch_of(algo)
+    _, critics, _ = gradients(algo, learner, batch)
+    key = jax.random.split(KEY)[0]
+    action, log_prob = jax.vmap(learner.actor)(batch.next_obs).sample_and_log_prob(key)
+    together = jnp.concatenate([batch.obs, batch.next_obs]), jnp.concatenate([batch.action, action])
+    then = learner.critics.on_batch(*together)[0][:, 40:, 0].min(0) - 0.3 * log_prob
+    targets = batch.reward + batch.discount * jnp.where(batch.terminated, 0.0, then)
+
+    def loss(critics):
+        now = critics.on_batch(*together)[0][:, :40, 0]
+        return jnp.mean(batch.weight * jnp.sum((now - targets[None]) ** 2, axis=0))
+
+    want = eqx.filter_grad(loss)(learner.critics)
+    for a, b in zip(critics.members.layers, want.members.layers, strict=True):
+        same((a.linear, a.norm.weight, a.norm.bias), (b.linear, b.norm.weight, b.norm.bias), rtol=1e-3, atol=1e-5)
+
+
+def test_nobody_else_takes_a_batch_renorm():
+    with pytest.raises(ValueError, match=r"SAC got a network with a BatchRenorm.*only SAC with target_update=NoTarget\(\) does"):
+        sac(options=dict(batch_renorm=True))
+    critic = SMALL(ActionValue, batch_renorm=True)
+    with pytest.raises(ValueError, match="TD3 got a network with a BatchRenorm, whose running statistics it would never move"):
+        TD3.create("Pendulum-v1", critic=critic)
+    with pytest.raises(ValueError, match="REPPO got a network with a BatchRenorm"):
+        REPPO.create("Pendulum-v1", critic=SMALL(ActionValue, batch_renorm=True, out_size=151))
+
+
 def gradients(algo, learner, batch):
     """What one step of plain gradient descent takes from each network."""
     algo = dataclasses.replace(algo, parts=algo.parts | dict(optimizer=optax.sgd(1.0)))
-    params = eqx.filter((learner.actor, learner.critics, learner.log_temperature), eqx.is_inexact_array)
+    networks = learner.actor, learner.critics, learner.log_temperature
+    params = eqx.filter(networks, trainable(networks))
     learner = eqx.tree_at(lambda x: x.opt_state, learner, optax.sgd(1.0).init(params))
     after, *_ = algo.update(learner, batch, jnp.int32(0), KEY)
     diff = lambda a, b: jax.tree.map(lambda x, y: x - y, *(eqx.filter(z, eqx.is_inexact_array) for z in (a, b)))  # noqa: E731

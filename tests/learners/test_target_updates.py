@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxrl.learners import Periodic, Polyak
+from eqxrl.learners import NoTarget, Periodic, Polyak
 
 
 def networks():
@@ -27,6 +27,11 @@ def test_a_running_mean():
     moved = eqx.filter_jit(Polyak(0.25))(target, online, jnp.int32(5))
     for a, b, c in zip(*(jax.tree.leaves(eqx.filter(x, eqx.is_array)) for x in (moved, target, online)), strict=True):
         np.testing.assert_allclose(a, 0.25 * c + 0.75 * b, rtol=1e-5, atol=1e-7)
+
+
+def test_no_copy():
+    target, online = networks()
+    assert NoTarget()(target, online, jnp.int32(5)) is online
 
 
 def test_integers_are_copied():
