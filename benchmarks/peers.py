@@ -174,7 +174,7 @@ def peak() -> float:
     return 2 * 1024**3 / min(once() for _ in range(10))
 
 
-def compiled(train: Train, case: Case, sharded: bool) -> tuple[Callable[[], None], float]:
+def compiled(train: Train, case: Any, sharded: bool) -> tuple[Callable[[], None], float]:
     """A run with new keys at each call, and the seconds that tracing and compiling took."""
     count = itertools.count()
     mesh, seeds = jax.make_mesh((len(jax.devices()),), ("seeds",)), jax.sharding.PartitionSpec("seeds")
@@ -217,24 +217,31 @@ def main() -> None:
             print(row(case, args, fastest), flush=True)
 
 
+def measured(trains: dict[str, Train], case: Any, runs: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Of each, by its name: the median of the seconds that a run takes, all of them in turn after one that warms up; and the seconds that
+    tracing and compiling took. `case.seeds` says how many are trained at once."""
+    programs, compiling = {}, {}
+    for name, train in trains.items():
+        programs[name], compiling[name] = compiled(train, case, sharded=name == "eqxrl")
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for i in range(runs + 1):
+        for name, run in programs.items():
+            start = time.perf_counter()
+            run()
+            if i > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(x) for name, x in seconds.items()}, compiling
+
+
 def row(case: Case, args: argparse.Namespace, fastest: float) -> str:
     trains: dict[str, Train] = {"rejax": rejax_train(case)}
     # PureJaxRL's vmapped initialisation waits for itself in XLA's pool of threads on CPU (a batched QR), so it has no seeds there.
     if args.purejaxrl and "Pendulum" not in case.env_id and (case.seeds is None or jax.default_backend() != "cpu"):
         trains["PureJaxRL"] = purejaxrl_train(args.purejaxrl, case)
     trains["eqxrl"] = eqxrl_train(case)
-    runs, compiling = {}, {}
-    for name, train in trains.items():
-        runs[name], compiling[name] = compiled(train, case, sharded=name == "eqxrl")
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(args.runs + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if i > 0:
-                seconds[name].append(time.perf_counter() - start)
-    speed = {name: case.env_steps / statistics.median(x) for name, x in seconds.items()}
-    peers = [name for name in runs if name != "eqxrl"]
+    seconds, compiling = measured(trains, case, args.runs)
+    speed = {name: case.env_steps / x for name, x in seconds.items()}
+    peers = [name for name in trains if name != "eqxrl"]
     share = flops(case) / case.env_steps * speed["eqxrl"] / (fastest * (1 if case.seeds is None else len(jax.devices())))
     shown = [f"{speed[name] / 1e3:.0f}k" if name in speed else "" for name in ("rejax", "PureJaxRL", "eqxrl")]
     compiles = [f"{compiling[name]:.1f}" if name in compiling else "" for name in ("rejax", "PureJaxRL", "eqxrl")]
