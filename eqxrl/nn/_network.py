@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ class ActorCritic(AbstractActorCritic):
     `LRUActorCritic` are this with other defaults.
 
     Initialisation as in Huang et al. 2022 (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/):
-    orthogonal, scale √2 in hidden layers, 0.01 for the policy's output, 1 for the critic's, zero biases.
+    orthogonal, scale √2 in hidden layers, 0.01 for the policy's output, 1 for the critic's, zero biases; or, with `orthogonal=False`, as
+    Equinox initialises linear layers and cells.
     """
 
     encoders: tuple[Encoder, ...]
@@ -41,7 +43,7 @@ class ActorCritic(AbstractActorCritic):
         make_memory: MakeMemory | None = None, memory_size: int = 64, shared: bool = False, activation: Callable = jax.nn.tanh,
         layer_norm: bool = False, convolve: bool = True, convolutions: Sequence[Sequence[int]] | None = None, embed: int | None = None,
         actor_sees: Sequence[str] | None = None, critic_sees: Sequence[str] | None = None, box: str = "gaussian",
-        state_std: bool = False, log_std_init: float = 0.0, key: Key[Array, ""],
+        state_std: bool = False, log_std_init: float = 0.0, orthogonal: bool = True, key: Key[Array, ""],
     ):
         """**Arguments:**
 
@@ -53,7 +55,8 @@ class ActorCritic(AbstractActorCritic):
         - `convolve`: parts of the observation with three axes are images `[height width channels]`, and go through `convolutions`
           (channels, kernel and stride of each; see `nn.Convolve`); else they are flattened. `embed`: see `nn.Encoder`;
         - `actor_sees`, `critic_sees`: names of the parts of a Dict observation that each of them is shown; by default all;
-        - `box`, `state_std`, `log_std_init`: how actions in a Box are distributed; see `nn.make_head`.
+        - `box`, `state_std`, `log_std_init`: how actions in a Box are distributed; see `nn.make_head`;
+        - `orthogonal`: how linear layers and cells are initialised; convolutions are orthogonal, `LRU` has an initialisation of its own.
         """
         actor_key, critic_key, *tower_keys = jax.random.split(key, 8)
         if shared and actor_sees != critic_sees:
@@ -66,7 +69,7 @@ class ActorCritic(AbstractActorCritic):
             )
             sizes = [encoder.size, *sizes_before]
             # One more, so that the norms come after all of them.
-            before = make_layers([*sizes, 1], before_key, 1.0, layer_norm)[:-1] if sizes_before else ()
+            before = make_layers([*sizes, 1], before_key, 1.0 if orthogonal else None, layer_norm)[:-1] if sizes_before else ()
             if make_memory is None:
                 return encoder, before, (), sizes[-1]
             return encoder, before, (make_memory(sizes[-1], memory_size, key=memory_key),), memory_size
@@ -77,8 +80,9 @@ class ActorCritic(AbstractActorCritic):
         self.encoders, self.before, memories, sizes = zip(*towers)
         self.memories = tuple(memory for of_tower in memories for memory in of_tower)
         self.head = make_head(action_space, box=box, state_std=state_std, log_std_init=log_std_init)
-        self.actor = make_layers([sizes[0], *hidden_sizes, self.head.size], actor_key, 0.01, layer_norm)
-        self.critic = make_layers([sizes[-1], *hidden_sizes, 1], critic_key, 1.0, layer_norm)
+        actor_scale, critic_scale = (0.01, 1.0) if orthogonal else (None, None)
+        self.actor = make_layers([sizes[0], *hidden_sizes, self.head.size], actor_key, actor_scale, layer_norm)
+        self.critic = make_layers([sizes[-1], *hidden_sizes, 1], critic_key, critic_scale, layer_norm)
         self.activation = activation
 
     def __call__(self, obs: Observation, carry: Carry) -> tuple[AbstractDistribution, Scalar, Carry]:
@@ -123,17 +127,23 @@ def CNNActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array,
 
 def GRUActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array, ""], **options: Any) -> ActorCritic:
     """With a gated recurrent unit. Cho et al. 2014, https://arxiv.org/abs/1406.1078"""
-    make = lambda in_size, size, *, key: Cell(orthogonal_cell(eqx.nn.GRUCell, in_size, size, key=key))  # noqa: E731
-    return _recurrent(observation_space, action_space, make, key, options)
+    return _recurrent(observation_space, action_space, functools.partial(_gru, orthogonal=options.get("orthogonal", True)), key, options)
+
+
+def _gru(in_size: int, size: int, *, orthogonal: bool, key: Key[Array, ""]) -> Cell:
+    return Cell(orthogonal_cell(eqx.nn.GRUCell, in_size, size, key=key) if orthogonal else eqx.nn.GRUCell(in_size, size, key=key))
 
 
 def LSTMActorCritic(observation_space: Any, action_space: Any, *, key: Key[Array, ""], **options: Any) -> ActorCritic:
-    """With a long short-term memory, which forgets little at first: the forget gates' biases are 1. Hochreiter and Schmidhuber 1997,
-    https://doi.org/10.1162/neco.1997.9.8.1735; Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/jozefowicz15.html"""
-    return _recurrent(observation_space, action_space, _lstm, key, options)
+    """With a long short-term memory, which forgets little at first: the forget gates' biases are 1, unless `orthogonal=False`.
+    Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735; Jozefowicz et al. 2015,
+    https://proceedings.mlr.press/v37/jozefowicz15.html"""
+    return _recurrent(observation_space, action_space, functools.partial(_lstm, orthogonal=options.get("orthogonal", True)), key, options)
 
 
-def _lstm(in_size: int, size: int, *, key: Key[Array, ""]) -> Cell:
+def _lstm(in_size: int, size: int, *, orthogonal: bool, key: Key[Array, ""]) -> Cell:
+    if not orthogonal:
+        return Cell(eqx.nn.LSTMCell(in_size, size, key=key))
     cell: Any = orthogonal_cell(eqx.nn.LSTMCell, in_size, size, key=key)
     forget = slice(size, 2 * size)  # of the gates, in Equinox's order
     return Cell(eqx.tree_at(lambda cell: cell.bias, cell, cell.bias.at[forget].set(1.0)))

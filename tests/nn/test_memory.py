@@ -127,6 +127,16 @@ def test_cells_begin_orthogonal(kind):
         assert not memory.cell.bias.any() and not memory.cell.bias_n.any()
 
 
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_or_as_equinox_initialises(kind):
+    """Everything is uniform within 1 / √(inputs), where inputs of a cell are what it remembers; biases too."""
+    agent = KINDS[kind](BOX, DISCRETE, memory_size=64, hidden_sizes=(64,), orthogonal=False, key=jax.random.key(0))
+    for x in jax.tree.leaves((agent.memories, agent.actor, agent.critic)):
+        assert np.abs(x).max() <= 1 / 8
+        if x.size > 10:
+            assert np.abs(x).max() > 0.8 / 8 and abs(np.mean(x)) < 0.06
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_another_episode_before_changes_nothing(kind):
     """Not even one that ended in NaN."""
