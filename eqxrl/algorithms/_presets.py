@@ -277,9 +277,9 @@ _ALL = (
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("mlp", dict(activation="relu"))),
     ),
     Preset(
-        "Breakout-MinAtar", "ppo", "cnn", "PureJaxRL, README, MinAtar, with convolutions",
+        "Breakout-MinAtar", "ppo", "cnn", "PureJaxRL, README, MinAtar, with convolutions, and with values that may follow returns",
         dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
-             learning_rate=5e-3, max_grad_norm=0.5),
+             learning_rate=5e-3, max_grad_norm=0.5, clip_value=False),
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("cnn")),
     ),
 )
