@@ -32,6 +32,7 @@ from eqxrl.nn import (
     DiagGaussian,
     EpsilonGreedy,
     GaussianNoise,
+    Noisy,
     RandomAtFirst,
     Sampling,
     evaluate,
@@ -674,7 +675,7 @@ def noisy(policy):
 
 def one_for_all(algo, actor):
     noise = lambda action, key: with_noise(algo.spaces[1], action, algo.hp.exploration_noise, key)  # noqa: E731
-    best = Deaf(GaussianNoise(actor, jnp.float32(0), algo.spaces[1]), lambda key: None)
+    best = Deaf(Noisy(actor, GaussianNoise(0.0), algo.spaces[1]), lambda key: None)
     return Changed(best, lambda action, key: action + noise(0 * action[:1], key))
 
 
@@ -702,7 +703,7 @@ BEHAVIOURS = {
     "iterations are taken for env steps in epsilon": (EXPLORES, acting(DQN, epsilon_of(lambda n, size: n))),
     "epsilon falls at once": (EXPLORES, acting(DQN, epsilon_of(lambda n, size: 1e9))),
     "the variance in the place of the noise's deviation": (
-        EXPLORES, acting(TD3, noisy(lambda algo, actor: GaussianNoise(actor, algo.hp.exploration_noise**2, algo.spaces[1])), **BOX)
+        EXPLORES, acting(TD3, noisy(lambda algo, actor: Noisy(actor, GaussianNoise(algo.hp.exploration_noise**2), algo.spaces[1])), **BOX)
     ),
     "one noise for all environments": (EXPLORES, acting(TD3, noisy(one_for_all), **BOX)),
     "it explores without a key": (
