@@ -8,11 +8,10 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import gymnax
 import jax
 from peers import FiveValues, Train, measured
 
-from eqxrl import DQN, SAC, set_cpu_flags
+from eqxrl import DQN, SAC
 from eqxrl.algorithms import DQNHParams, MakeNetwork, SACHParams
 
 
@@ -70,6 +69,7 @@ def eqxrl_train(case: Case) -> Train:
 
 
 def rejax_train(case: Case) -> Train:
+    import gymnax  # which starts the backend, so after `peers` has made cores devices
     import rejax
 
     env, env_params = gymnax.make(case.env_id)
@@ -86,7 +86,6 @@ def rejax_train(case: Case) -> Train:
 
 
 def main() -> None:
-    set_cpu_flags()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="?", help="only configurations whose name begins like this")
     parser.add_argument("--runs", type=int, default=7, help="of each, after one that warms up")
