@@ -26,6 +26,12 @@ def play(case: Any, act: Callable, key: Any) -> Any:
     return jnp.mean(returns)
 
 
+def train_rejax(algo: Any, case: Any, key: Any) -> Any:
+    """For `compare`."""
+    ts, returns = algo.train(key)
+    return returns, ts.global_step
+
+
 def learning_curves(train: Callable, algo: Any, case: Any, seed: int, num_seeds: int) -> np.ndarray:
     """`[seeds evals]`"""
     many = eqx.filter_jit(jax.vmap(functools.partial(train, algo, case)))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 import rejax
-from equivalence import NUM_EVALS, compare, play
+from equivalence import NUM_EVALS, compare, play, train_rejax
 from rejax_parts import NormalizeEachStep, ScaleRewardsEachStep, standardize
 from rejax_side import FiveValueStep, to_agent
 
@@ -163,11 +163,6 @@ def make_eqxrl(case: Case) -> PPO:
             num_minibatches=case.num_minibatches,
         ),
     )
-
-
-def train_rejax(algo: rejax.PPO, case: Case, key):
-    ts, returns = algo.train(key)
-    return returns, ts.global_step
 
 
 def train_eqxrl(algo: PPO, case: Case, key):

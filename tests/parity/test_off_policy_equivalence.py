@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 import rejax
-from equivalence import NUM_EVALS, compare, play
+from equivalence import NUM_EVALS, compare, play, train_rejax
 from rejax_side import FiveValueStep
 
 from eqxrl import DQN, SAC
@@ -143,11 +143,6 @@ def eqxrl_sac(case: Case) -> SAC:
 class OneValue(Flax):
     def __call__(self, *rows: Any) -> Any:
         return super().__call__(*rows)[None]
-
-
-def train_rejax(algo: Any, case: Case, key: Any) -> Any:
-    ts, returns = algo.train(key)
-    return returns, ts.global_step
 
 
 def train_eqxrl(algo: AbstractOffPolicy, case: Case, key: Any) -> Any:
