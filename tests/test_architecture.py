@@ -25,7 +25,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for pa
 # Who may import whom, floor by floor: nobody knows a room that is built upon its own. What is listed first is below.
 FLOORS: list[set[str]] = [
     {"_command", "_threefry", "_typing", "_xla", "_user_code"},
-    {"_schedules", "_structs", "spaces"},
+    {"_cond", "_schedules", "_structs", "spaces"},
     {"envs", "nn", "buffers"},
     {"collectors", "advantages", "evaluators", "viz"},
     {"losses"},
@@ -206,6 +206,13 @@ def test_import_is_light():
     script = f"import eqxrl, sys; print([m for m in {HEAVY} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_importing_does_not_start_jax():
+    """`set_cpu_flags` would come too late: a preset or a default must make no array before it is used."""
+    script = "import eqxrl, jax._src.xla_bridge as b; [getattr(eqxrl, n) for n in dir(eqxrl)]; print(b.backends_are_initialized())"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent, check=True)
+    assert run.stdout.strip() == "False"
 
 
 def frames_to_the_environment(algo):

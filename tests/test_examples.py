@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from eqxrl import verify
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -37,6 +39,13 @@ def test_custom_algorithm():
 
 def test_retrace():
     assert load("retrace").main(20_000) > 100
+
+
+def test_that_retraces_update_is_not_judged_is_said():
+    module = load("retrace")
+    report = verify(module.Retrace.create("CartPole-v1", hp=module.RetraceHParams(batch_size=32)), quiet=True)
+    said = {check.name: (check.status, check.detail) for check in report.checks}
+    assert report.ok and said["update: the update"][0] == "skipped" and "`replay` is overridden" in said["update: the update"][1]
 
 
 def test_custom_env(tmp_path):

@@ -10,6 +10,8 @@ from eqxrl.algorithms._hparams import AbstractHParams as AbstractHParams
 from eqxrl.algorithms._hparams import AbstractMinibatchHParams as AbstractMinibatchHParams
 from eqxrl.algorithms._impala import IMPALA as IMPALA
 from eqxrl.algorithms._impala import IMPALAHParams as IMPALAHParams
+from eqxrl.algorithms._makers import MakeNetwork as MakeNetwork
+from eqxrl.algorithms._makers import MakePart as MakePart
 from eqxrl.algorithms._off_policy import AbstractOffPolicy as AbstractOffPolicy
 from eqxrl.algorithms._off_policy import AbstractOffPolicyHParams as AbstractOffPolicyHParams
 from eqxrl.algorithms._off_policy import bootstrapped as bootstrapped
@@ -23,8 +25,6 @@ from eqxrl.algorithms._ppo import PPOHParams as PPOHParams
 from eqxrl.algorithms._pqn import PQN as PQN
 from eqxrl.algorithms._pqn import PQNHParams as PQNHParams
 from eqxrl.algorithms._presets import PRESETS as PRESETS
-from eqxrl.algorithms._presets import MakeBuffer as MakeBuffer
-from eqxrl.algorithms._presets import MakeNetwork as MakeNetwork
 from eqxrl.algorithms._presets import Preset as Preset
 from eqxrl.algorithms._presets import preset as preset
 from eqxrl.algorithms._reppo import REPPO as REPPO

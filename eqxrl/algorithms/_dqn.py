@@ -41,7 +41,7 @@ class DQN(AbstractOffPolicy):
     after van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461.
 
     `q_network` may be any `q(obs) -> [act]`. Where it gives quantiles `[act quantiles]`, this is QR-DQN, Dabney et al. 2018,
-    https://arxiv.org/abs/1710.10044; `nn.QNetwork` has these, dueling and noisy layers as options. With `buffer=MakeBuffer("prioritized")`
+    https://arxiv.org/abs/1710.10044; `nn.QNetwork` has these, dueling and noisy layers as options. With `buffer=MakePart("prioritized")`
     transitions are drawn by how far their values were off."""
 
     HParams = DQNHParams

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from eqxrl._cond import cond_each
 from eqxrl._structs import Replayed, TrainStepMetrics, Transitions
 from eqxrl._typing import Scalar, Schedule, T, field, one_more, within
 from eqxrl.algorithms._finite import assert_finite
@@ -102,7 +103,7 @@ class AbstractOffPolicy(AbstractOnTransitions):
             return carried, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
         ready = ts.num_iterations >= math.ceil(self.hp.learning_starts / self.iteration_size)
-        (arrays, n, priorities), metrics = jax.lax.cond(ready, learn, wait, (arrays, ts.num_updates, buffer_state.priorities))
+        (arrays, n, priorities), metrics = cond_each(ready, learn, wait, (arrays, ts.num_updates, buffer_state.priorities))
         buffer_state = dataclasses.replace(buffer_state, priorities=priorities)
         learner = eqx.combine(arrays, static)
         if self.hp.debug:

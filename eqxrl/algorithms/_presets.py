@@ -4,72 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from eqxrl import nn
 from eqxrl._schedules import LinearSchedule
 from eqxrl.algorithms._base import AbstractAlgorithm
 from eqxrl.algorithms._hparams import AbstractHParams
-from eqxrl.buffers import AbstractBuffer, PrioritizedBuffer, UniformBuffer
+from eqxrl.algorithms._makers import MakeNetwork, MakePart
 from eqxrl.learners import NoTarget
 from eqxrl.losses import TruncatedQuantiles
-
-_ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
-_KINDS: dict[str, Any] = {
-    "mlp": nn.MLPActorCritic, "cnn": nn.CNNActorCritic, "gru": nn.GRUActorCritic, "lstm": nn.LSTMActorCritic, "lru": nn.LRUActorCritic,
-    "q": nn.QNetwork, "actor": nn.StochasticActor, "deterministic": nn.DeterministicActor,
-    "action_value": nn.ActionValue,
-}
-_BUFFERS: dict[str, Any] = {"uniform": UniformBuffer, "prioritized": PrioritizedBuffer}
-
-
-@dataclasses.dataclass(frozen=True)
-class MakeNetwork:
-    """What makes a network, with its options as plain values: it can be compared, so that building the same network twice doesn't compile
-    twice, and written to a run's configuration.
-
-    **Raises:** `ValueError` for an unknown kind or activation.
-    """
-
-    kind: str
-    """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), q (`nn.QNetwork`), actor (`nn.StochasticActor`), deterministic
-    (`nn.DeterministicActor`) or action_value (`nn.ActionValue`)."""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Those of that network; `activation` by name: tanh, relu, swish."""
-
-    def __post_init__(self):
-        for what, name, known in (("kind", self.kind, _KINDS), ("activation", self.options.get("activation", "relu"), _ACTIVATIONS)):
-            if name not in known:
-                raise ValueError(f"MakeNetwork got the {what} {name!r}; there is {', '.join(known)}")
-
-    def __hash__(self) -> int:
-        return hash((self.kind, tuple(sorted(self.options.items()))))
-
-    def __call__(self, observation_space: Any, action_space: Any, *, key: Any) -> Any:
-        options = {name: _ACTIVATIONS[x] if name == "activation" else x for name, x in self.options.items()}
-        return _KINDS[self.kind](observation_space, action_space, **options, key=key)
-
-
-@dataclasses.dataclass(frozen=True)
-class MakeBuffer:
-    """What makes a buffer of `hp.buffer_size` and `hp.batch_size`, with its options as plain values; see `MakeNetwork`.
-
-    **Raises:** `ValueError` for an unknown kind.
-    """
-
-    kind: str
-    """uniform (`UniformBuffer`) or prioritized (`PrioritizedBuffer`)."""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.kind not in _BUFFERS:
-            raise ValueError(f"MakeBuffer got the kind {self.kind!r}; there is {', '.join(_BUFFERS)}")
-
-    def __hash__(self) -> int:
-        return hash((self.kind, tuple(sorted(self.options.items()))))
-
-    def __call__(self, hp: Any) -> AbstractBuffer:
-        return _BUFFERS[self.kind](hp.buffer_size, hp.batch_size, **self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +125,7 @@ _ALL = (
              exploration_fraction=0.02),
         parts=dict(
             q_network=MakeNetwork("q", dict(hidden_sizes=(128, 128), dueling=True, quantiles=10, noisy=True)),
-            buffer=MakeBuffer("prioritized", dict(alpha=0.5)),
+            buffer=MakePart("prioritized", dict(alpha=0.5)),
         ),
     ),
     Preset(
@@ -241,6 +181,16 @@ _ALL = (
         ),
     ),
     Preset(
+        "Pendulum-v1", "td3", "fast", "FastTD3, Seo et al. 2025, https://arxiv.org/abs/2505.22642, but smaller, and with histogram loss",
+        dict(num_envs=128, num_steps=1, updates_per_iteration=4, buffer_size=200_000, batch_size=1024, learning_starts=1_280, gamma=0.97,
+             total_timesteps=204_800, eval_freq=20_480, learning_rate=1e-3, tau=0.1, target_noise=0.001),
+        parts=dict(
+            actor=MakeNetwork("deterministic", dict(hidden_sizes=(64, 64))),
+            critic=MakeNetwork("action_value", dict(hidden_sizes=(128, 64), out_size=101)),
+            action_noise=MakePart("mixed_noise"), reduction=MakePart("histogram", dict(low=-400.0, high=0.0, num_bins=101)),
+        ),
+    ),
+    Preset(
         "MountainCarContinuous-v0", "sac", "zoo", f"{_ZOO}/sac.yml, without its state-dependent noise",
         dict(num_envs=1, num_steps=32, updates_per_iteration=32, buffer_size=50_000, batch_size=512, learning_starts=1_000, gamma=0.9999,
              total_timesteps=49_984, eval_freq=4_992, learning_rate=3e-4, tau=0.01, temperature=0.1, learn_temperature=False),
@@ -281,6 +231,19 @@ _ALL = (
         dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
              learning_rate=5e-3, max_grad_norm=0.5, clip_value=False),
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("cnn")),
+    ),
+    Preset(
+        "Breakout-MinAtar", "pqn", "purejaxql", "PureJaxQL, configurations, MinAtar",
+        dict(num_envs=128, num_steps=32, num_minibatches=32, num_epochs=2, total_timesteps=1_998_848, eval_freq=204_800, learning_rate=5e-4,
+             q_lambda=0.65, exploration_fraction=0.1),
+        anneal=_LR, parts=dict(actor_critic=MakeNetwork("q_policy", dict(hidden_sizes=(), layer_norm=True))),
+    ),
+    Preset(
+        "Breakout-MinAtar", "dqn", "minatar", "Young and Tian 2019, https://arxiv.org/abs/1903.03176, but with fewer updates",
+        dict(num_envs=32, num_steps=4, updates_per_iteration=16, buffer_size=100_000, batch_size=64, learning_starts=5_120, gamma=0.99,
+             target_update_freq=1_000, total_timesteps=1_998_848, eval_freq=199_680, learning_rate=2.5e-4, epsilon_end=0.05,
+             exploration_fraction=0.05),
+        parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=()))),
     ),
 )
 PRESETS: dict[str, dict[str, dict[str, Preset]]] = {}

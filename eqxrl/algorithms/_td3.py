@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from eqxrl._cond import cond_each
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
 from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended
@@ -123,6 +124,6 @@ class TD3(AbstractOffPolicy):
             target = self.target_update(target, (actor, critics), num_updates // hp.policy_delay)
             return eqx.filter((actor, opt_actor, target), eqx.is_array)
 
-        arrays = jax.lax.cond(num_updates % hp.policy_delay == 0, follow, lambda arrays: arrays, waiting)
+        arrays = cond_each(num_updates % hp.policy_delay == 0, follow, lambda arrays: arrays, waiting)
         actor, opt_actor, target = eqx.combine(arrays, static)
         return TD3Learner(actor, critics, target, (opt_actor, opt_critics)), errors, metrics

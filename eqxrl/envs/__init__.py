@@ -1,9 +1,9 @@
 """Environments: those of gymnax by name, a user's own, wrappers, steppers, and a check of the contract (`Environment`)."""
 
+from eqxrl._cond import cond_any as cond_any
 from eqxrl.envs._actions import RescaleAction as RescaleAction
 from eqxrl.envs._actions import StickyActions as StickyActions
 from eqxrl.envs._check import check_env as check_env
-from eqxrl.envs._cond import cond_any as cond_any
 from eqxrl.envs._contract import as_environment as as_environment
 from eqxrl.envs._contract import check_spaces as check_spaces
 from eqxrl.envs._frames import FrameStack as FrameStack

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from eqxrl._cond import cond_any
 from eqxrl._structs import AbstractSteps
 from eqxrl._typing import Action, Observation, field, leading, strong, typed
-from eqxrl.envs._cond import cond_any
 from eqxrl.envs._protocol import Transition
 
 Keys = Key[Array, " envs"]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from eqxrl._cond import cond_each
 from eqxrl._typing import Scalar, one_more
 from eqxrl.learners._base import LearnerState
 
@@ -28,15 +29,15 @@ def until_kl(target_kl: Scalar, update: Callable) -> Callable:
                 "leave target_kl out"
             )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes | {"updates_made": jax.ShapeDtypeStruct((), jnp.float32)})
-        left_out = (learned[0], _left_out(learned[1])), True, zeros
+        left_out = jax.tree.map(jnp.asarray, ((learned[0], _left_out(learned[1])), True, zeros))
 
-        def attempt() -> Any:
+        def attempt(left_out: Any) -> Any:
             new, metrics = update(learned, indices)
             too_far = metrics["approx_kl"] > 1.5 * target_kl  # not so if it is NaN, which shall be seen
             made = new, False, metrics | {"updates_made": jnp.ones((), jnp.float32)}
             return jax.tree.map(lambda a, b: jnp.where(too_far, a, b), left_out, made)
 
-        learned, over, metrics = jax.lax.cond(over, lambda: jax.tree.map(jnp.asarray, left_out), attempt)
+        learned, over, metrics = cond_each(~jnp.asarray(over), attempt, lambda left_out: left_out, left_out)
         return (learned, over), metrics
 
     return minibatch

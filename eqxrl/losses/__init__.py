@@ -7,6 +7,7 @@ from eqxrl.losses._pathwise import TemperedActor as TemperedActor
 from eqxrl.losses._ppo import PPOLoss as PPOLoss
 from eqxrl.losses._q import QLoss as QLoss
 from eqxrl.losses._reductions import AbstractReduction as AbstractReduction
+from eqxrl.losses._reductions import HistogramMinimum as HistogramMinimum
 from eqxrl.losses._reductions import Mean as Mean
 from eqxrl.losses._reductions import Minimum as Minimum
 from eqxrl.losses._reductions import TruncatedQuantiles as TruncatedQuantiles

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from eqxrl._typing import check_positive, typed
 from eqxrl.losses._td import quantile_huber
+from eqxrl.nn import HLGauss
 
 
 class AbstractReduction(eqx.Module):
@@ -81,6 +82,27 @@ class Mean(AbstractScalarReduction):
 
     def value(self, values: Float[Array, "members batch 1"]) -> Float[Array, " batch"]:
         return jnp.mean(values, axis=(0, -1))
+
+
+@typed
+class HistogramMinimum(AbstractReduction):
+    """Each critic gives the logits of the return's distribution over `bins`, and is judged by its cross-entropy with a normal around the
+    target; the value is the smallest mean, as of `Minimum`. Farebrother et al. 2024, https://arxiv.org/abs/2403.03950"""
+
+    bins: HLGauss = eqx.field(default_factory=HLGauss)
+
+    @property
+    def outputs(self) -> int:
+        return self.bins.num_bins
+
+    def value(self, values: Float[Array, "members batch bins"]) -> Float[Array, " batch"]:
+        return jnp.min(self.bins.to_value(values), axis=0)
+
+    def following(self, values: Float[Array, "members batch bins"]) -> Float[Array, "batch 1"]:
+        return self.value(values)[..., None]
+
+    def loss(self, values: Float[Array, "members batch bins"], targets: Float[Array, "batch 1"]) -> Float[Array, " batch"]:
+        return jnp.sum(jax.vmap(self.bins.loss, in_axes=(0, None))(values, targets[:, 0]), axis=0)
 
 
 @typed

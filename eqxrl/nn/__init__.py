@@ -23,6 +23,7 @@ from eqxrl.nn._encode import Encoder as Encoder
 from eqxrl.nn._ensemble import Ensemble as Ensemble
 from eqxrl.nn._exploration import AbstractActionNoise as AbstractActionNoise
 from eqxrl.nn._exploration import GaussianNoise as GaussianNoise
+from eqxrl.nn._exploration import MixedNoise as MixedNoise
 from eqxrl.nn._exploration import Noisy as Noisy
 from eqxrl.nn._exploration import OrnsteinUhlenbeckNoise as OrnsteinUhlenbeckNoise
 from eqxrl.nn._exploration import RandomAtFirst as RandomAtFirst

@@ -37,9 +37,9 @@ class ActionValue(eqx.Module):
         layer_norm: bool = False, residual: bool = False, batch_renorm: bool = False, convolve: bool = True, out_size: int = 1,
         key: Key[Array, ""],
     ):
-        """**Arguments:** the spaces; `layer_norm` in hidden layers, or `residual` blocks, see `QNetwork`, or a `BatchRenorm` before each
-        layer, see `SAC`; `convolve`: see `nn.Encoder`; `out_size`: how many numbers say what the action is worth, such as the logits
-        of a distribution of its value."""
+        """**Arguments:** the spaces; `layer_norm` in hidden layers and, as `convolve`, see `nn.Encoder`, or `residual` blocks, see
+        `QNetwork`, or a `BatchRenorm` before each layer, see `SAC`; `out_size`: how many numbers say what the action is worth, such as the
+        logits of a distribution of its value."""
         space = as_space(action_space)
         if not isinstance(space, Box):
             raise TypeError(f"ActionValue values actions of a Box, but the action space is {space}; nn.QNetwork does Discrete ones")
@@ -47,8 +47,8 @@ class ActionValue(eqx.Module):
         finite = np.isfinite(low) & np.isfinite(high) & (low < high)
         low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
         self.center, self.half_width = tuple((0.5 * (low + high)).tolist()), tuple((0.5 * (high - low)).tolist())
-        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
-        self.shape = space.shape
+        self.encoder = Encoder(observation_space, convolve=convolve, layer_norm=layer_norm, key=encoder_key(key))
+        self.shape, self.activation = space.shape, activation
         sizes = [self.encoder.size + math.prod(space.shape), *hidden_sizes, out_size]
         self.layers = make_layers(sizes, key, layer_norm=layer_norm, residual=residual, batch_renorm=batch_renorm)
 

@@ -32,8 +32,9 @@ class StochasticActor(eqx.Module):
         self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (256, 256), activation: Callable = jax.nn.relu,
         layer_norm: bool = False, residual: bool = False, convolve: bool = True, key: Key[Array, ""],
     ):
-        """**Arguments:** the spaces; `layer_norm` in hidden layers; `residual`: see `QNetwork`; `convolve`: see `nn.Encoder`."""
-        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
+        """**Arguments:** the spaces; `layer_norm` in hidden layers and, as `convolve`, see `nn.Encoder`; `residual`: see `QNetwork`."""
+        self.encoder = Encoder(observation_space, convolve=convolve, layer_norm=layer_norm, key=encoder_key(key))
+        self.activation = activation
         self.head = make_head(action_space, box="squashed", state_std=True)
         self.layers = make_layers([self.encoder.size, *hidden_sizes, self.head.size], key, layer_norm=layer_norm, residual=residual)
 
@@ -60,13 +61,13 @@ class DeterministicActor(eqx.Module):
         self, observation_space: Any, action_space: Any, *, hidden_sizes: Sequence[int] = (256, 256), activation: Callable = jax.nn.relu,
         layer_norm: bool = False, residual: bool = False, convolve: bool = True, key: Key[Array, ""],
     ):
-        """**Arguments:** the spaces; `layer_norm` in hidden layers; `residual`: see `QNetwork`; `convolve`: see `nn.Encoder`."""
+        """**Arguments:** the spaces; `layer_norm` in hidden layers and, as `convolve`, see `nn.Encoder`; `residual`: see `QNetwork`."""
         box = as_space(action_space)
         if not isinstance(box, Box):
             raise TypeError(f"DeterministicActor acts in a Box of floats, but the action space is {box}")
         self.low, self.high = finite_bounds(box, "DeterministicActor", "wrap the environment so that it takes bounded actions")
         self.shape, self.activation = box.shape, activation
-        self.encoder = Encoder(observation_space, convolve=convolve, key=encoder_key(key))
+        self.encoder = Encoder(observation_space, convolve=convolve, layer_norm=layer_norm, key=encoder_key(key))
         self.layers = make_layers([self.encoder.size, *hidden_sizes, len(self.low)], key, layer_norm=layer_norm, residual=residual)
 
     def __call__(self, obs: Observation) -> Float[Array, "..."]:

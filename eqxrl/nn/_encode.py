@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
 from eqxrl._typing import Observation
-from eqxrl.nn._layers import Convolution, orthogonal_linear
+from eqxrl.nn._layers import Convolution, NormedLinear, apply_hidden, orthogonal_linear
 from eqxrl.spaces import Box, Discrete, MultiDiscrete, parts
 
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -76,16 +76,17 @@ class Convolve(AbstractEncoder):
     """An image `[height width channels]` through convolutions and a layer. Bytes are divided by 255."""
 
     convolutions: tuple[Convolution, ...]
-    out: eqx.nn.Linear
+    out: eqx.nn.Linear | NormedLinear
     activation: Callable = eqx.field(static=True)
     size: int = eqx.field(static=True)
 
     def __init__(
         self, shape: tuple[int, ...], *, layers: Sequence[Sequence[int]] | None = None, size: int | None = None,
-        activation: Callable = jax.nn.relu, key: Key[Array, ""],
+        activation: Callable = jax.nn.relu, layer_norm: bool = False, key: Key[Array, ""],
     ):
         """**Arguments:** the image's shape; channels, kernel and stride of each convolution, and the size of the layer after them. By
-        default these are `NATURE` and 512 for an image of at least 36 pixels on each side, else `MINATAR` and 128.
+        default these are `NATURE` and 512 for an image of at least 36 pixels on each side, else `MINATAR` and 128. `layer_norm`: of the
+        channels at each place, and of the layer after them.
 
         **Raises:** `ValueError` for an image that is smaller than a kernel.
         """
@@ -97,16 +98,17 @@ class Convolve(AbstractEncoder):
         for (out, kernel, stride), key in zip(layers, keys, strict=True):
             if min(rows, columns) < kernel:
                 raise ValueError(f"a convolution of {kernel} x {kernel} doesn't fit {rows} x {columns} pixels, of an image {list(shape)}")
-            convolutions.append(Convolution(channels, out, kernel=kernel, stride=stride, key=key))
+            convolutions.append(Convolution(channels, out, kernel=kernel, stride=stride, layer_norm=layer_norm, key=key))
             rows, columns, channels = (rows - kernel) // stride + 1, (columns - kernel) // stride + 1, out
         self.convolutions = tuple(convolutions)
-        self.out = orthogonal_linear(rows * columns * channels, self.size, scale=math.sqrt(2), key=out_key)
+        linear = orthogonal_linear(rows * columns * channels, self.size, scale=math.sqrt(2), key=out_key)
+        self.out = NormedLinear(linear, eqx.nn.LayerNorm(self.size)) if layer_norm else linear
 
     def __call__(self, obs: Shaped[Array, "height width channels"], dtype: DTypeLike) -> Float[Array, " size"]:
         x = obs.astype(dtype) / 255 if obs.dtype == jnp.uint8 else obs.astype(dtype)
         for convolution in self.convolutions:
             x = self.activation(convolution(x))
-        return self.activation(self.out(jnp.ravel(x)))
+        return apply_hidden(self.out, self.activation, jnp.ravel(x))
 
 
 class Encoder(AbstractEncoder):
@@ -119,12 +121,12 @@ class Encoder(AbstractEncoder):
 
     def __init__(
         self, observation_space: Any, *, only: Sequence[str] | None = None, convolve: bool = False, embed: int | None = None,
-        layers: Sequence[Sequence[int]] | None = None, key: Key[Array, ""],
+        layers: Sequence[Sequence[int]] | None = None, layer_norm: bool = False, key: Key[Array, ""],
     ):
         """**Arguments:**
 
         - `only`: names of the parts of a `Dict` that are looked at; by default all.
-        - `convolve`: parts with three axes are images `[height width channels]`; `layers`: their convolutions.
+        - `convolve`: parts with three axes are images `[height width channels]`; `layers`: their convolutions; `layer_norm`: in them.
         - `embed`: the size of the vector that stands for a choice of a Discrete part, instead of one-hot.
 
         **Raises:** `ValueError` for a name that there isn't.
@@ -141,7 +143,9 @@ class Encoder(AbstractEncoder):
                 return OneHot((space.n,)) if embed is None else Embed(space.n, embed, key=key)
             if isinstance(space, MultiDiscrete):
                 return OneHot(space.nvec)
-            return Convolve(space.shape, layers=layers, key=key) if convolve and is_image(space) else Flatten(math.prod(space.shape))
+            if convolve and is_image(space):
+                return Convolve(space.shape, layers=layers, layer_norm=layer_norm, key=key)
+            return Flatten(math.prod(space.shape))
 
         self.parts = tuple(make(found[path], key) for path, key in zip(self.paths, keys))
         self.size = sum(part.size for part in self.parts)

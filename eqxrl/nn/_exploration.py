@@ -71,6 +71,28 @@ class GaussianNoise(AbstractActionNoise):
 
 
 @typed
+class MixedNoise(AbstractActionNoise):
+    """Normal noise with a standard deviation for each environment, which is drawn uniformly between `least` and `std` at the start of each
+    episode: some explore near the policy, others far from it. Li et al. 2023, https://arxiv.org/abs/2307.12983; with the numbers
+    of Seo et al. 2025, https://arxiv.org/abs/2505.22642.
+    """
+
+    std: Schedule = field(default=0.4, converter=as_schedule, metadata=within(0.0))
+    """The largest."""
+    least: Scalar = field(default=0.001, metadata=within(0.0))
+
+    def __call__(self, action: Float[Array, "envs ..."], carry: Carry, key: Key[Array, ""]) -> tuple[Float[Array, "envs ..."], Carry]:
+        place_key, key = jax.random.split(key)
+        place = jnp.where(carry < 0, jax.random.uniform(place_key, carry.shape), carry)
+        std = self.least + place * (as_number(self.std) - self.least)
+        return std.reshape(-1, *[1] * (action.ndim - 1)) * jax.random.normal(key, action.shape, action.dtype), place
+
+    def initial_carry(self, action_space: Any) -> Scalar:
+        """Where between the two it is; -1 before that is drawn."""
+        return jnp.full((), -1.0, jnp.float32)
+
+
+@typed
 class OrnsteinUhlenbeckNoise(AbstractActionNoise):
     r"""Noise that goes on from step to step, $n_t = (1 - \theta) n_{t-1} + \sigma \epsilon_t$ with normal $\epsilon_t$; an episode
     begins with $n_{-1} = 0$. Its standard deviation grows to $\sigma / \sqrt{\theta (2 - \theta)}$, and that of one step correlates by

@@ -230,13 +230,15 @@ class Convolution(eqx.Module):
     """A convolution over an image `[height width in]`, without padding, as a product of matrices: under `vmap` over policies XLA's own
     becomes a grouped one, which its CPU backend computes more slowly."""
 
-    linear: eqx.nn.Linear
+    linear: eqx.nn.Linear | NormedLinear
     """Of `kernel * kernel * in` numbers."""
     kernel: int = eqx.field(static=True)
     stride: int = eqx.field(static=True)
 
-    def __init__(self, in_size: int, out_size: int, *, kernel: int, stride: int, key: Key[Array, ""]):
-        self.linear = orthogonal_linear(kernel * kernel * in_size, out_size, scale=math.sqrt(2), key=key)
+    def __init__(self, in_size: int, out_size: int, *, kernel: int, stride: int, layer_norm: bool = False, key: Key[Array, ""]):
+        """`layer_norm`: of the channels at each place."""
+        linear = orthogonal_linear(kernel * kernel * in_size, out_size, scale=math.sqrt(2), key=key)
+        self.linear = NormedLinear(linear, eqx.nn.LayerNorm(out_size)) if layer_norm else linear
         self.kernel, self.stride = kernel, stride
 
     def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "rows columns out"]:

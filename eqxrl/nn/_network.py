@@ -51,7 +51,7 @@ class ActorCritic(AbstractActorCritic):
         - `hidden_sizes` of each of the two perceptrons at the end; `sizes_before` them, and before a memory;
         - `make_memory(in_size, memory_size, key=key)`;
         - `shared`: policy and critic share the encoder, the layers before and the memory;
-        - `layer_norm` in hidden layers;
+        - `layer_norm` in hidden layers, and in what an image goes through;
         - `convolve`: parts of the observation with three axes are images `[height width channels]`, and go through `convolutions`
           (channels, kernel and stride of each; see `nn.Convolve`); else they are flattened. `embed`: see `nn.Encoder`;
         - `actor_sees`, `critic_sees`: names of the parts of a Dict observation that each of them is shown; by default all;
@@ -65,7 +65,7 @@ class ActorCritic(AbstractActorCritic):
         def tower(keys: Sequence[Any], sees: Sequence[str] | None) -> tuple[Encoder, Layers, tuple[AbstractMemory, ...], int]:
             encoder_key, before_key, memory_key = keys
             encoder = Encoder(
-                observation_space, only=sees, convolve=convolve, layers=convolutions, embed=embed, key=encoder_key
+                observation_space, only=sees, convolve=convolve, layers=convolutions, layer_norm=layer_norm, embed=embed, key=encoder_key
             )
             sizes = [encoder.size, *sizes_before]
             # One more, so that the norms come after all of them.

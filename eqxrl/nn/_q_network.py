@@ -44,14 +44,15 @@ class QNetwork(eqx.Module):
         layer_norm: bool = False, residual: bool = False, convolve: bool = True, dueling: bool = False, quantiles: int | None = None,
         noisy: bool = False, key: Key[Array, ""],
     ):
-        """**Arguments:** the spaces; `layer_norm` in hidden layers; `convolve`: see `nn.Encoder`; the others as above."""
+        """**Arguments:** the spaces; `layer_norm` in hidden layers and, as `convolve`, see `nn.Encoder`; the others as above."""
         action_space = as_space(action_space)
         if not isinstance(action_space, Discrete):
             raise TypeError(f"QNetwork values each action of a Discrete space, but the action space is {action_space}")
         if quantiles is not None and quantiles < 1:
             raise ValueError(f"QNetwork.quantiles must be at least 1, got {quantiles}")
-        self.encoder, self.activation = Encoder(observation_space, convolve=convolve, key=encoder_key(key)), activation
-        self.quantiles, sizes, each = quantiles, [self.encoder.size, *hidden_sizes], quantiles or 1
+        self.encoder = Encoder(observation_space, convolve=convolve, layer_norm=layer_norm, key=encoder_key(key))
+        self.activation, self.quantiles = activation, quantiles
+        sizes, each = [self.encoder.size, *hidden_sizes], quantiles or 1
         options = dict(layer_norm=layer_norm, residual=residual, noisy=noisy)
         self.layers = make_layers([*sizes, action_space.n * each], key, **options)
         value_key = jax.random.fold_in(key, len(sizes) + 1)  # `split` gives the keys that `fold_in` gives for 0, 1, 2 ...

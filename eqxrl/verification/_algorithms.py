@@ -79,7 +79,9 @@ class AlgorithmLaws:
             yield "collector", _collectors.CollectorLaws(algo.collector, *world, policy)
             rows = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:16], batch.transitions) for batch, _ in seen[:2]]
             yield "buffer", _off_policy.BufferLaws(algo.buffer, jax.tree.map(lambda x: x[0], rows[0]))
-            if type(algo).replay is AbstractOffPolicy.replay:  # the laws are of single transitions
+            if type(algo).replay is not AbstractOffPolicy.replay:
+                yield "update", _off_policy.UnknownUpdateLaws(algo)
+            else:
                 drawn = [Drawn(x, jnp.arange(len(x.reward)), jnp.ones_like(x.reward)) for x in rows]
                 batches = [replayed(states[-1].buffer_state, x, algo.hp.gamma) for x in drawn]
                 yield "update", _off_policy.UpdateLaws(algo, states[0].learner, states[-1].learner, batches)

@@ -86,6 +86,16 @@ class BufferLaws(AbstractLaws):
             assert excess < 8, f"the {size} rows aren't drawn equally often: {counts.min()} to {counts.max()} times"
 
 
+class UnknownUpdateLaws:
+    """Of an `update` that isn't given single transitions."""
+    def __init__(self, algo: AbstractOffPolicy):
+        self.part = algo
+
+    @law("the update", "")
+    def unjudged(self) -> None:
+        raise NotApplicable("`replay` is overridden, and the laws of updates are of single transitions: none of them is judged")
+
+
 class UpdateLaws(AbstractUpdateLaws):
     """Of an algorithm's `update`, with its learner's state before and after some training, and two batches, whose ends are replaced."""
     def __init__(self, algo: AbstractOffPolicy, start: Any, trained: Any, batches: list[Replayed]):

@@ -10,7 +10,7 @@ import pytest
 from helpers import quick_jit, same
 
 from eqxrl import DQN, DQNHParams, Replayed, preset
-from eqxrl.algorithms import MakeBuffer, MakeNetwork
+from eqxrl.algorithms import MakeNetwork, MakePart
 from eqxrl.buffers import replayed
 
 HP = DQNHParams(
@@ -130,7 +130,7 @@ def test_noise_is_drawn_anew_for_each_update_and_network(dqn):
 def test_prioritised_replay(dqn):
     """Drawn rows get priorities by their errors, within the loop of updates and from one iteration to the next."""
     hp = dataclasses.replace(dqn.hp, buffer_size=64)
-    algo = dataclasses.replace(dqn, hp=hp, parts=dqn.parts | dict(buffer=MakeBuffer("prioritized", dict(alpha=0.7, beta=1.0))))
+    algo = dataclasses.replace(dqn, hp=hp, parts=dqn.parts | dict(buffer=MakePart("prioritized", dict(alpha=0.7, beta=1.0))))
     step = quick_jit(lambda ts: algo.iteration(ts, 0))
     ts = algo.init_train_state(jax.random.key(0))
     for i in range(4):
@@ -162,7 +162,7 @@ def test_prioritised_replay(dqn):
 def test_an_iteration_copies_neither_rows_nor_priorities():
     """Of a large buffer; what is written lies where it was."""
     hp = dataclasses.replace(HP, buffer_size=200_000)
-    algo = DQN.create("CartPole-v1", hp=hp, q_network=MakeNetwork("q", dict(hidden_sizes=(16,))), buffer=MakeBuffer("prioritized"))
+    algo = DQN.create("CartPole-v1", hp=hp, q_network=MakeNetwork("q", dict(hidden_sizes=(16,))), buffer=MakePart("prioritized"))
     shapes = eqx.filter_eval_shape(algo.init_train_state, jax.random.key(0))
     arrays, static = eqx.partition(shapes, lambda x: isinstance(x, jax.ShapeDtypeStruct))
     program = jax.jit(lambda x: eqx.filter(algo.iteration(eqx.combine(x, static), 0)[0], eqx.is_array), donate_argnums=0)

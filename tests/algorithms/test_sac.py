@@ -13,8 +13,8 @@ from helpers import quick_jit, same, with_limit
 from eqxrl import LinearSchedule, Replayed
 from eqxrl.algorithms import REPPO, SAC, TD3, SACHParams, TD3HParams
 from eqxrl.learners import NoTarget
-from eqxrl.losses import TruncatedQuantiles
-from eqxrl.nn import ActionValue, DeterministicActor, OrnsteinUhlenbeckNoise, QNetwork, StochasticActor, trainable
+from eqxrl.losses import HistogramMinimum, TruncatedQuantiles
+from eqxrl.nn import ActionValue, DeterministicActor, HLGauss, MixedNoise, OrnsteinUhlenbeckNoise, QNetwork, StochasticActor, trainable
 
 SIZES = dict(num_envs=2, num_steps=4, updates_per_iteration=3, buffer_size=64, batch_size=5, learning_starts=16, num_seeds_per_eval=2,
              total_timesteps=80, eval_freq=40)  # fmt: skip
@@ -37,13 +37,15 @@ def crossq(**hp):
     return sac(target_update=NoTarget(), options=dict(batch_renorm=True), **hp)
 
 
-def td3(action_noise=None, **hp):
-    parts = dict(actor=SMALL(DeterministicActor), critic=SMALL(ActionValue), action_noise=action_noise)
+def td3(action_noise=None, reduction=None, **hp):
+    critic = SMALL(ActionValue, out_size=1 if reduction is None else reduction.outputs)
+    parts = dict(actor=SMALL(DeterministicActor), critic=critic, action_noise=action_noise, reduction=reduction)
     return TD3.create("Pendulum-v1", hp=TD3HParams(**{**SIZES, **hp}), **parts)
 
 
 ALGORITHMS = {"sac": sac, "discrete": discrete, "tqc": lambda: sac(reduction=TruncatedQuantiles(5, 1)), "td3": td3, "crossq": crossq,
-              "td3 with lasting noise": lambda: td3(OrnsteinUhlenbeckNoise())}  # fmt: skip
+              "td3 with lasting noise": lambda: td3(OrnsteinUhlenbeckNoise()),
+              "td3 with mixed noise and histograms": lambda: td3(MixedNoise(), HistogramMinimum(HLGauss(-30.0, 0.0, 11)))}  # fmt: skip
 
 
 def batch_of(algo, n=40, seed=0):

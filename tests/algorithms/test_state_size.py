@@ -10,7 +10,7 @@ from helpers import tiny
 from test_sac import discrete, sac
 
 from eqxrl import cli, sweep
-from eqxrl.algorithms import DQN, DQNHParams, MakeBuffer, MakeNetwork, _memory
+from eqxrl.algorithms import DQN, DQNHParams, MakeNetwork, MakePart, _memory
 from eqxrl.algorithms._memory import bytes_in, free_bytes, in_units, state_size
 from eqxrl.training import Trainer
 
@@ -24,7 +24,7 @@ def dqn(**hp):
 
 
 def prioritized():
-    return DQN.create("CartPole-v1", hp=DQNHParams(**SIZES), q_network=NETWORK, buffer=MakeBuffer("prioritized"))
+    return DQN.create("CartPole-v1", hp=DQNHParams(**SIZES), q_network=NETWORK, buffer=MakePart("prioritized"))
 
 
 @pytest.mark.parametrize("make", [dqn, prioritized, sac, discrete, tiny])

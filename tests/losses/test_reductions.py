@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
-from eqxrl.losses import Mean, Minimum, TruncatedQuantiles, values_chosen, values_taken
-from eqxrl.nn import Categorical, Ensemble, QNetwork, SquashedGaussian
+from eqxrl.losses import HistogramMinimum, Mean, Minimum, TruncatedQuantiles, values_chosen, values_taken
+from eqxrl.nn import Categorical, Ensemble, HLGauss, QNetwork, SquashedGaussian
 from eqxrl.spaces import Box, Discrete
 
 RNG = np.random.default_rng(0)
@@ -42,6 +44,21 @@ def test_quantiles_that_are_cut_off():
     np.testing.assert_allclose(reduction.value(given), values.mean((0, 2)), rtol=1e-5)
     expected = [sum(pinball(critic[i], following[i]) for critic in values) for i in range(4)]
     np.testing.assert_allclose(reduction.loss(given, jnp.asarray(following, jnp.float32)), expected, rtol=1e-5)
+
+
+def test_histograms():
+    """The bins' middles are -2, -1 ... 2; the targets' distributions are differences of a normal's cumulative one, cut to the bins."""
+    reduction = HistogramMinimum(HLGauss(-2.0, 2.0, 5, 0.75))
+    logits, targets = 2 * RNG.normal(size=(3, 7, 5)), RNG.normal(size=(7, 1)).clip(-2, 2)
+    given, p = jnp.asarray(logits, jnp.float32), scipy.special.softmax(logits, axis=-1)
+    assert reduction.outputs == 5
+    lowest = (p @ np.arange(-2, 3)).min(0)
+    np.testing.assert_allclose(reduction.value(given), lowest, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(reduction.following(given), lowest[:, None], rtol=1e-4, atol=1e-6)
+    edges = scipy.stats.norm.cdf(np.arange(-2.5, 3), loc=targets, scale=0.75)
+    wanted = np.diff(edges, axis=-1) / (edges[:, -1:] - edges[:, :1])
+    expected = -(wanted * np.log(p)).sum((0, 2))
+    np.testing.assert_allclose(reduction.loss(given, jnp.asarray(targets, jnp.float32)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("quantiles, dropped, why", [(0, 0, "at least 1"), (5, 5, "0 to quantiles - 1 = 4, got 5"), (5, -1, "got -1")])

@@ -14,6 +14,7 @@ from eqxrl.nn import (
     DeterministicActor,
     Ensemble,
     GaussianNoise,
+    MixedNoise,
     Noisy,
     OrnsteinUhlenbeckNoise,
     RandomAtFirst,
@@ -95,6 +96,19 @@ def test_deviation_and_correlation_of_ornstein_uhlenbeck_noise():
     np.testing.assert_allclose(drawn[-1].std(), 0.2 / np.sqrt(0.15 * 1.85), rtol=0.05)
     for k in (1, 5):
         np.testing.assert_allclose(np.corrcoef(drawn[-1], drawn[-1 - k])[0, 1], 0.85**k, atol=0.04)
+
+
+def test_mixed_noise_has_a_deviation_for_each_environment_and_episode():
+    noise, action = MixedNoise(0.4, 0.1), jnp.zeros((2000, 2))
+    carry = jnp.full(2000, noise.initial_carry(BOX))
+    steps = []
+    for key in jax.random.split(KEY, 100):
+        drawn, carry = noise(action, carry, key)
+        steps.append(np.asarray(drawn))
+    assert scipy.stats.kstest(carry, "uniform").pvalue > 1e-3
+    np.testing.assert_allclose(np.std(steps, axis=(0, 2)), 0.1 + 0.3 * np.asarray(carry), rtol=0.25)  # four deviations of 200 numbers
+    again, after = noise(action, carry.at[:1000].set(-1.0), KEY)
+    assert np.array_equal(after[1000:], carry[1000:]) and not np.isclose(after[:1000], carry[:1000], atol=1e-6).any()
 
 
 def test_ornstein_uhlenbeck_noise_in_a_policy():

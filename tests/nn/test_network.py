@@ -24,6 +24,7 @@ from eqxrl.nn import (
     NormalizedActorCritic,
     QNetwork,
     SquashedGaussian,
+    StochasticActor,
     check_actor_critic,
     default_actor_critic,
     has_memory,
@@ -113,6 +114,19 @@ def test_layer_normalisation_is_in_hidden_layers():
     np.testing.assert_allclose(agent(x, ())[0].logits, agent.actor[-1](h), rtol=1e-4, atol=1e-6)
     q = QNetwork(BOX, TWO, layer_norm=True, key=KEY)
     assert len(jax.tree.leaves(eqx.filter(q, eqx.is_array))) == 3 * 2 + 2 * 2
+
+
+def test_layer_normalisation_is_in_convolutions():
+    image = jax.random.normal(KEY, (7, 6, 2))
+    actor_critic = CNNActorCritic(BYTES, TWO, convolutions=SMALL, layer_norm=True, key=KEY)
+    encoder = actor_critic.encoders[0].parts[0]
+    plain = eqx.tree_at(lambda x: x.linear, encoder.convolutions[0], encoder.convolutions[0].linear.linear)
+    standardised = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)  # noqa: E731
+    x = np.maximum(standardised(np.asarray(plain(image))), 0.0).ravel()  # the channels at each place
+    x = np.maximum(standardised(encoder.out.linear.weight @ x + encoder.out.linear.bias), 0.0)
+    np.testing.assert_allclose(encoder(image, jnp.float32), x, rtol=1e-4, atol=1e-5)
+    for network in (QNetwork(BYTES, TWO, layer_norm=True, key=KEY), StochasticActor(BYTES, BOX, layer_norm=True, key=KEY)):
+        assert isinstance(network.encoder.parts[0].out.norm, eqx.nn.LayerNorm)
 
 
 def test_convolutions_are_the_default_for_images_only():

@@ -16,7 +16,7 @@ from laws import LAWS, judged_by
 from eqxrl import DQN, GAE, SAC, TD3, EpisodeEvaluator, MinibatchLearner, PPOLoss, RolloutCollector, TransitionCollector, UniformBuffer
 from eqxrl._typing import Scalar, field
 from eqxrl.advantages import next_values
-from eqxrl.algorithms import MakeBuffer, MakeNetwork
+from eqxrl.algorithms import MakeNetwork, MakePart
 from eqxrl.collectors import RewardScaling
 from eqxrl.envs import ResetFromPool, ResetWhenDone
 from eqxrl.evaluators import AbstractEvaluator
@@ -438,7 +438,7 @@ class FirstCritic(TD3):
 
 BOX, TQC = dict(kind="box"), dict(kind="box", parts=dict(reduction=TruncatedQuantiles(7, 2)))
 NETWORK = dict(hidden_sizes=(8,), quantiles=5)
-NOISY = dict(q_network=MakeNetwork("q", NETWORK | dict(dueling=True, noisy=True)), buffer=MakeBuffer("prioritized"))
+NOISY = dict(q_network=MakeNetwork("q", NETWORK | dict(dueling=True, noisy=True)), buffer=MakePart("prioritized"))
 RAINBOW = dict(hp=dict(n_step=3, epsilon_start=0.0, epsilon_end=0.0), parts=NOISY)
 CRITICS = {
     "SAC": (SAC, BOX),

@@ -1,4 +1,4 @@
-"""`cond_any` by transform: the values, and that a branch which nobody needs is left out of the run."""
+"""`cond_any` and `cond_each` by transform: the values, and that a branch which nobody needs is left out of the run."""
 
 import equinox as eqx
 import jax
@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from eqxrl.envs import cond_any
+from eqxrl._cond import cond_any, cond_each
 
 
 def draw(pred, keys, scale, otherwise):
@@ -87,20 +87,35 @@ def test_a_cond_is_left_under_vmap():
     assert "stablehlo.case" in text or "stablehlo.if" in text
 
 
-def test_the_branch_is_really_skipped():
+@pytest.mark.parametrize("cond", [
+    lambda pred, branch, x: cond_any(pred, branch, (x,), x),
+    lambda pred, branch, x: cond_each(jnp.any(pred), branch, lambda x: x, x),
+])
+def test_the_branch_is_really_skipped(cond):
     ran = []
 
     def f(pred, x):
         def branch(x):
             return jax.pure_callback(lambda x: ran.append(1) or np.asarray(x), x, x, vmap_method="expand_dims")
 
-        return cond_any(pred, branch, (x,), x)
+        return cond(pred, branch, x)
 
     g = jax.jit(jax.vmap(f))
     g(jnp.zeros((4, 3), bool), jnp.ones((4, 3))).block_until_ready()
     assert not ran
     g(jnp.zeros((4, 3), bool).at[2, 2].set(True), jnp.ones((4, 3))).block_until_ready()
     assert ran
+
+
+def test_each_gets_what_its_own_predicate_says():
+    def f(pred, x, closed):
+        return cond_each(pred, lambda x: x + closed, lambda x: -x, x)
+
+    x, closed = jnp.arange(6.0).reshape(2, 3), jnp.full((2, 3), 10.0)
+    for pred in (jnp.zeros((2, 3), bool), jnp.zeros((2, 3), bool).at[1, 0].set(True), jnp.ones((2, 3), bool)):
+        want = np.where(pred, x + closed, -x)
+        np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(f)))(pred, x, closed), want)
+        np.testing.assert_array_equal([[f(*args) for args in zip(*rows)] for rows in zip(pred, x, closed)], want)
 
 
 def test_operands_that_are_no_arrays():
