@@ -17,6 +17,8 @@ from eqxrl.algorithms._off_policy import AbstractOffPolicyHParams as AbstractOff
 from eqxrl.algorithms._off_policy import bootstrapped as bootstrapped
 from eqxrl.algorithms._off_policy import copied as copied
 from eqxrl.algorithms._off_policy import descended as descended
+from eqxrl.algorithms._off_policy_actor_critic import AbstractOffPolicyActorCritic as AbstractOffPolicyActorCritic
+from eqxrl.algorithms._off_policy_actor_critic import AbstractOffPolicyActorCriticHParams as AbstractOffPolicyActorCriticHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy as AbstractOnPolicy
 from eqxrl.algorithms._on_policy import OnPolicyState as OnPolicyState
 from eqxrl.algorithms._parts import part as part

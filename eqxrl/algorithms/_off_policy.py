@@ -18,7 +18,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._parts import part
 from eqxrl.algorithms._transitions import AbstractOnTransitions, TransitionsState
 from eqxrl.buffers import AbstractBuffer, BufferState, Drawn, UniformBuffer, replayed
-from eqxrl.nn import AbstractPolicy, Ensemble, RandomAtFirst, check_no_batch_renorm, trainable
+from eqxrl.nn import trainable
 
 
 class AbstractOffPolicyHParams(AbstractHParams):
@@ -110,23 +110,6 @@ class AbstractOffPolicy(AbstractOnTransitions):
             learner = assert_finite(learner, batch=batch, metrics=metrics, learner=learner)
         ts = dataclasses.replace(ts, learner=learner, buffer_state=buffer_state, num_updates=n, rng=rng)
         return ts, TrainStepMetrics(means=metrics, episodes=batch.episodes)
-
-    def ensemble(self, network: Any, size: int, key: Key[Array, ""], batch_renorm: bool = False) -> Ensemble:
-        """Several of what the part makes, where `batch_renorm` says whether a `BatchRenorm` may be in it.
-
-        **Raises:** `TypeError` where it is a network itself, of which all would be the same; `ValueError` for a `BatchRenorm`.
-        """
-        if isinstance(network, eqx.Module):
-            how = "pass what makes one: (observation_space, action_space, *, key)"
-            raise TypeError(f"got a {type(network).__name__} where several are made; {how}")
-        made = Ensemble(lambda key: network(*self.spaces, key=key), size, key=key)
-        if not batch_renorm:
-            check_no_batch_renorm(made, type(self).__name__)
-        return made
-
-    def random_at_first(self, policy: AbstractPolicy, num_iterations: Int[Array, ""]) -> RandomAtFirst:
-        """The policy, which draws actions from the whole action space before `learning_starts` env steps."""
-        return RandomAtFirst(policy, self.env_steps_after(num_iterations) < self.hp.learning_starts, self.spaces[1])
 
 
 def bootstrapped(batch: Replayed, following: Float[Array, "batch targets"]) -> Float[Array, "batch targets"]:

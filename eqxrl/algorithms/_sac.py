@@ -4,32 +4,24 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_scalar, as_schedule, field, optional, strong, typed, within
-from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended
+from eqxrl.algorithms._off_policy import bootstrapped, copied, descended
+from eqxrl.algorithms._off_policy_actor_critic import AbstractOffPolicyActorCritic, AbstractOffPolicyActorCriticHParams
 from eqxrl.algorithms._parts import part
-from eqxrl.learners import AbstractTargetUpdate, NoTarget, Polyak
-from eqxrl.losses import AbstractReduction, Minimum, fixed, values_chosen, values_of_both, values_taken
+from eqxrl.learners import NoTarget
+from eqxrl.losses import fixed, values_chosen, values_of_both, values_taken
 from eqxrl.nn import ActionValue, QNetwork, RandomAtFirst, Sampling, StochasticActor, trainable, with_statistics
 from eqxrl.spaces import Discrete, log_volume
 
 
-class SACHParams(AbstractOffPolicyHParams):
+class SACHParams(AbstractOffPolicyActorCriticHParams):
     """How a SAC is configured; see `PPOHParams`."""
 
-    num_envs: int = field(default=1)
-    num_steps: int = field(default=16)
-    updates_per_iteration: int = field(default=16)
-    batch_size: int = field(default=256)
-    num_critics: int = field(default=2)
-    """Critics, each with a target network, if there are any."""
     learning_rate: Schedule = field(default=3e-4, converter=as_schedule, metadata=within(0.0))
     """Adam's step size, for the actor, the critics and the temperature."""
-    tau: Scalar = field(default=0.005, metadata=within(0.0, 1.0))
-    """Part of the critics in a step of their target networks."""
     temperature: Scalar = field(default=1.0, metadata=within(0.0, open_low=True))
     """What a nat of entropy is worth: at first, or always, if it isn't learned."""
     learn_temperature: bool = field(default=True)
@@ -51,7 +43,7 @@ class SACLearner(eqx.Module):
     opt_state: PyTree
 
 
-class SAC(AbstractOffPolicy):
+class SAC(AbstractOffPolicyActorCritic):
     """Soft actor-critic, for actions in a Box or in a Discrete space. Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905; Christodoulou
     2019, https://arxiv.org/abs/1910.07207. With `reduction=TruncatedQuantiles()` it is TQC: Kuznetsov et al. 2020,
     https://arxiv.org/abs/2005.04269. With `target_update=NoTarget()` and `nn.ActionValue(batch_renorm=True)` as `critic` it is CrossQ, but
@@ -72,18 +64,6 @@ class SAC(AbstractOffPolicy):
         if isinstance(self.spaces[1], Discrete):
             return functools.partial(QNetwork, hidden_sizes=(256, 256))
         return functools.partial(ActionValue, hidden_sizes=(256, 256), out_size=self.reduction.outputs)
-
-    @part(AbstractReduction)
-    def reduction(self):
-        return Minimum()
-
-    @part(AbstractTargetUpdate)
-    def target_update(self):
-        return Polyak(self.hp.tau)
-
-    @part(optax.GradientTransformation)
-    def optimizer(self):
-        return optax.flatten(optax.adam(self.hp.learning_rate))
 
     def init_learner(self, key: Key[Array, ""]) -> SACLearner:
         actor_key, critic_key = jax.random.split(key)

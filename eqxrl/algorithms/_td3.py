@@ -3,34 +3,25 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._cond import cond_each
 from eqxrl._structs import Replayed
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, within
-from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, bootstrapped, copied, descended
+from eqxrl.algorithms._off_policy import bootstrapped, copied, descended
+from eqxrl.algorithms._off_policy_actor_critic import AbstractOffPolicyActorCritic, AbstractOffPolicyActorCriticHParams
 from eqxrl.algorithms._parts import part
-from eqxrl.learners import AbstractTargetUpdate, Polyak
-from eqxrl.losses import AbstractReduction, Minimum, fixed, values_taken
+from eqxrl.losses import fixed, values_taken
 from eqxrl.nn import AbstractActionNoise, ActionValue, DeterministicActor, GaussianNoise, Noisy, RandomAtFirst, trainable, with_noise
 
 
-class TD3HParams(AbstractOffPolicyHParams):
+class TD3HParams(AbstractOffPolicyActorCriticHParams):
     """How a TD3 is configured; see `PPOHParams`."""
 
-    num_envs: int = field(default=1)
-    num_steps: int = field(default=16)
-    updates_per_iteration: int = field(default=16)
-    batch_size: int = field(default=256)
-    num_critics: int = field(default=2)
-    """Critics, each with a target network."""
     policy_delay: int = field(default=2)
     """Updates of the critics for one of the actor and of the target networks."""
     learning_rate: Schedule = field(default=1e-3, converter=as_schedule, metadata=within(0.0))
     """Adam's step size, for the actor and the critics."""
-    tau: Scalar = field(default=0.005, metadata=within(0.0, 1.0))
-    """Part of the networks in a step of their target networks."""
     exploration_noise: Schedule = field(default=0.1, converter=as_schedule, metadata=within(0.0))
     """Standard deviation of the noise while collecting, as a part of half of the distance between an action's bounds; a schedule is
     one of env steps."""
@@ -51,7 +42,7 @@ class TD3Learner(eqx.Module):
     opt_state: tuple[PyTree, PyTree]
 
 
-class TD3(AbstractOffPolicy):
+class TD3(AbstractOffPolicyActorCritic):
     """Twin delayed deep deterministic policy gradient, for actions in a Box. Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477.
 
     The actor aims for the reduction's value, the minimum of the critics, not for the first critic's.
@@ -71,18 +62,6 @@ class TD3(AbstractOffPolicy):
     @part(AbstractActionNoise)
     def action_noise(self):
         return GaussianNoise(self.hp.exploration_noise)
-
-    @part(AbstractReduction)
-    def reduction(self):
-        return Minimum()
-
-    @part(AbstractTargetUpdate)
-    def target_update(self):
-        return Polyak(self.hp.tau)
-
-    @part(optax.GradientTransformation)
-    def optimizer(self):
-        return optax.flatten(optax.adam(self.hp.learning_rate))
 
     def init_learner(self, key: Key[Array, ""]) -> TD3Learner:
         actor_key, critic_key = jax.random.split(key)

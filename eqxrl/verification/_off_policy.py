@@ -12,7 +12,9 @@ from eqxrl._structs import Replayed
 from eqxrl._typing import describe
 from eqxrl.algorithms import AbstractOffPolicy
 from eqxrl.buffers import AbstractBuffer, Drawn
-from eqxrl.verification._actor_critic import AbstractUpdateLaws
+from eqxrl.losses import quantile_huber
+from eqxrl.nn import NoisyLinear
+from eqxrl.verification._actor_critic import AbstractUpdateLaws, direction, flat
 from eqxrl.verification._copies import moved, with_fields
 from eqxrl.verification._laws import AbstractLaws, NotApplicable, close, law, quick_jit, same, same_arrays
 from eqxrl.verification._learners import opt_state_goes_on
@@ -148,35 +150,49 @@ class UpdateLaws(AbstractUpdateLaws):
 
     @law("targets", "reward + discount * (1 - terminated) * the target's value; which network chooses the next action; stop_gradient")
     def targets(self) -> str:
-        """Of `q(obs) -> [act]` with a copy `target`: where the reward makes a transition's value just right, nothing is learned."""
-        learner, hp = self.trained, self.part.hp
+        """Of `q(obs) -> [act]` with a copy `target`: where the reward makes a transition's value just right, nothing is learned. Of
+        quantiles `[act quantiles]`: where it makes their mean right, they move as the quantile Huber loss says."""
+        learner, hp = without_noise(self.trained), self.part.hp
         batch = with_fields(self.batches[0], discount=jnp.full(self.batches[0].reward.shape, 0.5, jnp.float32))
         if not (hasattr(learner, "q") and hasattr(learner, "target") and "optimizer" in self.part.part_names()):
             raise NotApplicable("its learner has no `q` and `target`, or it has no optimizer")
-        if not same(self.updated(seed=7), self.updated()):
-            raise NotApplicable("the update depends on its key")
-        if jax.eval_shape(jax.vmap(learner.q), batch.obs).ndim > 2:
-            raise NotApplicable("its network gives more than a value for each action")
         # A target network that can be told from the network, which at the start is its copy; and an optimiser that hides nothing.
         (arrays, static), sgd = eqx.partition(learner.target, eqx.is_inexact_array), optax.sgd(1.0)
         opt_state = sgd.init(eqx.filter(learner.q, eqx.is_inexact_array))
-        learner = with_fields(learner, target=eqx.combine(moved(arrays, 1.0), static), opt_state=opt_state)
+        learner = with_fields(learner, target=without_noise(eqx.combine(moved(arrays, 1.0), static)), opt_state=opt_state)
         algo = with_fields(self.part, parts=self.part.parts | dict(optimizer=sgd))
         values = lambda net, obs: np.asarray(jax.vmap(net)(obs), np.float64)  # noqa: E731
         own, next_own, next_old = values(learner.q, batch.obs), values(learner.q, batch.next_obs), values(learner.target, batch.next_obs)
-        rows = np.arange(len(own))
-        following = {True: next_old[rows, next_own.argmax(1)], False: next_old.max(1)}  # double Q-learning, or not
-        @quick_jit
-        def step(reward: Any) -> Any:
-            after, *_ = algo.update(learner, with_fields(batch, reward=reward), jnp.int32(1), jax.random.key(0))
-            return optax.tree.norm(jax.tree.map(lambda a, b: a - b, *(eqx.filter(x.q, eqx.is_inexact_array) for x in (after, learner))))
-        def share(double: bool) -> float:
-            right = own[rows, np.asarray(batch.action)] - 0.5 * np.where(batch.terminated, 0.0, following[double])
-            there, off = (float(step(jnp.asarray(right + x, jnp.float32))) for x in (0.0, 1.0))
-            return there / off
-        double = min([bool(hp.double)] if hasattr(hp, "double") else [True, False], key=share)
-        already = f"where values are reward + discount * (1 - terminated) * {'target(argmax q)' if double else 'max target'} already"
-        assert share(double) < 0.02, f"{already}, an update moves the network still, by {share(double):.0%} of one where they are off by 1"
+        rows, mean = np.arange(len(own)), lambda x, axis: x.reshape(*x.shape[:axis], -1).mean(-1)
+        choices = {True: mean(next_own, 2).argmax(1), False: mean(next_old, 2).argmax(1)}  # double Q-learning, or not
+        step = quick_jit(lambda reward, key: without_noise(algo.update(learner, with_fields(batch, reward=reward), jnp.int32(1), key)[0].q))
+        moves = lambda reward, i=0: flat(step(jnp.asarray(reward, jnp.float32), jax.random.key(i))) - flat(learner.q)  # noqa: E731
+        if not same(moves(batch.reward), moves(batch.reward, 7)):
+            raise NotApplicable("the update depends on its key")
+        params, rest = eqx.partition(learner.q, eqx.is_inexact_array)
+
+        def loss(params: Any, targets: Any) -> Any:
+            taken = jax.vmap(eqx.combine(params, rest))(batch.obs)[rows, batch.action]
+            return jnp.mean(jax.vmap(quantile_huber)(taken, targets))
+
+        def off(double: bool) -> float:
+            following = next_old[rows, choices[double]]
+            ends = np.reshape(batch.terminated, (-1, *[1] * (following.ndim - 1)))
+            following = 0.5 * np.where(ends, 0.0, following)
+            right = mean(own[rows, np.asarray(batch.action)] - following, 1)
+            if following.ndim == 1:
+                return float(np.linalg.norm(moves(right)) / np.linalg.norm(moves(right + 1.0)))
+            wanted = -flat(quick_jit(jax.grad(loss))(params, jnp.asarray(right[:, None] + following, jnp.float32)))
+            return float(np.sqrt(max(1 - direction(moves(right), wanted) ** 2, 0.0)))
+
+        double = min([bool(hp.double)] if hasattr(hp, "double") else [True, False], key=off)
+        target, far = "target(argmax q)" if double else "max target", off(double)
+        wanted = f"reward + discount * (1 - terminated) * {target}"
+        if own.ndim == 2:
+            says = f"where values are {wanted} already, an update moves the network still, by {far:.0%} of one where they are off by 1"
+        else:
+            says = f"an update's step is {far:.0%} off the one that takes the action's quantiles to {wanted}"
+        assert far < 0.02, says
         return "double Q-learning" if double else "the maximum over the target network"
 
     @law("every network moves", "what is returned; target networks are copied or averaged; the loss of each critic")
@@ -192,3 +208,10 @@ class UpdateLaws(AbstractUpdateLaws):
             raise NotApplicable("its learner has no `opt_state`")
         learn = lambda x: with_fields(self.updated(self.batches[1], with_fields(self.trained, opt_state=x))[0], opt_state=())  # noqa: E731
         return opt_state_goes_on(self.start.opt_state, self.trained.opt_state, learn)
+
+
+def without_noise(net: Any) -> Any:
+    """With layers that always draw their means."""
+    is_noisy = lambda x: isinstance(x, NoisyLinear)  # noqa: E731
+    quiet = lambda x: with_fields(x, deviation=jax.tree.map(jnp.zeros_like, x.deviation)) if is_noisy(x) else x  # noqa: E731
+    return jax.tree.map(quiet, net, is_leaf=is_noisy)
