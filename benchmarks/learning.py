@@ -42,11 +42,14 @@ ROWS = [
     ("Pendulum-v1", "sac", "simba", None, 10, "mean >= -175", lambda x: x.mean() >= -175),
     ("Pendulum-v1", "sac", "crossq", None, 10, "mean >= -175", lambda x: x.mean() >= -175),
     ("Pendulum-v1", "td3", "zoo", None, 10, "mean >= -170", lambda x: x.mean() >= -170),
+    ("Pendulum-v1", "td3", "fast", None, 10, "mean >= -170", lambda x: x.mean() >= -170),
     ("CartPole-v1", "sac", "rejax", None, 10, ">= 475 in 8 of 10", lambda x: sum(x >= 475) >= 8),
     ("MountainCarContinuous-v0", "sac", "zoo", None, 10, ">= 90 in 9 of 10", lambda x: sum(x >= 90) >= 9),
     ("Pendulum-v1", "reppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
     ("MountainCarContinuous-v0", "ppo", "tuned", None, 20, ">= 92 in 19 of 20", lambda x: sum(x >= 92) >= 19),
     ("Breakout-MinAtar", "ppo", "purejaxrl", None, 8, "mean >= 35, each >= 20", lambda x: x.mean() >= 35 and min(x) >= 20),
+    ("Breakout-MinAtar", "pqn", "purejaxql", None, 8, "mean >= 30", lambda x: x.mean() >= 30),
+    ("Breakout-MinAtar", "dqn", "minatar", None, 4, "reported", lambda x: True),
     ("Breakout-MinAtar", "ppo", "cnn", None, 8, "mean > 37, each >= 25", lambda x: x.mean() > 37 and min(x) >= 25),
 ]
 

@@ -20,6 +20,7 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "uniform": lambda hp, **options: UniformBuffer(hp.buffer_size, hp.batch_size, **options),
     "prioritized": lambda hp, **options: PrioritizedBuffer(hp.buffer_size, hp.batch_size, **options),
     "mixed_noise": lambda hp, **options: nn.MixedNoise(**options),
+    "lasting_noise": lambda hp, **options: nn.OrnsteinUhlenbeckNoise(**options),
     "histogram": lambda hp, **options: HistogramMinimum(nn.HLGauss(**options)),
 }
 
@@ -60,7 +61,8 @@ class MakePart:
     """
 
     kind: str
-    """uniform (`UniformBuffer`), prioritized (`PrioritizedBuffer`), mixed_noise (`nn.MixedNoise`) or histogram (`HistogramMinimum`)."""
+    """uniform (`UniformBuffer`), prioritized (`PrioritizedBuffer`), mixed_noise (`nn.MixedNoise`),
+    lasting_noise (`nn.OrnsteinUhlenbeckNoise`) or histogram (`HistogramMinimum`)."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Those of that part; of histogram, those of its `nn.HLGauss`."""
 

@@ -115,8 +115,8 @@ _ALL = (
         _CARTPOLE_DQN, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256)))),
     ),
     Preset(
-        "CartPole-v1", "dqn", "qr", f"{_ZOO}/qrdqn.yml, with double Q-learning",
-        _CARTPOLE_DQN, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256), quantiles=10))),
+        "CartPole-v1", "dqn", "qr", f"{_ZOO}/qrdqn.yml, with double Q-learning and a falling learning rate",
+        _CARTPOLE_DQN, anneal=_LR, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256), quantiles=10))),
     ),
     Preset(
         "CartPole-v1", "dqn", "rainbow", "Hessel et al. 2018, https://arxiv.org/abs/1710.02298, but with quantiles; tuned here",
@@ -191,11 +191,12 @@ _ALL = (
         ),
     ),
     Preset(
-        "MountainCarContinuous-v0", "sac", "zoo", f"{_ZOO}/sac.yml, without its state-dependent noise",
+        "MountainCarContinuous-v0", "sac", "zoo", f"{_ZOO}/sac.yml, with Ornstein-Uhlenbeck noise in the place of a state-dependent one",
         dict(num_envs=1, num_steps=32, updates_per_iteration=32, buffer_size=50_000, batch_size=512, learning_starts=1_000, gamma=0.9999,
              total_timesteps=49_984, eval_freq=4_992, learning_rate=3e-4, tau=0.01, temperature=0.1, learn_temperature=False),
         parts=dict(
             actor=MakeNetwork("actor", dict(hidden_sizes=(64, 64))), critic=MakeNetwork("action_value", dict(hidden_sizes=(64, 64))),
+            action_noise=MakePart("lasting_noise", dict(std=0.5)),
         ),
     ),
     Preset(

@@ -18,7 +18,7 @@ from eqxrl.algorithms._transitions import AbstractOnTransitions, TransitionsStat
 from eqxrl.collectors import AbstractCollector, RewardScaling, TransitionCollector
 from eqxrl.learners import clipped, swap_or_not
 from eqxrl.losses import PathwiseLoss, TemperedActor
-from eqxrl.nn import ActionValue, HLGauss, Sampling, StochasticActor
+from eqxrl.nn import ActionValue, HLGauss, Sampling, StochasticActor, trainable
 from eqxrl.spaces import log_volume
 
 
@@ -108,7 +108,7 @@ class REPPO(AbstractOnTransitions):
         actor_key, critic_key = jax.random.split(key)
         policy = TemperedActor(self.made(self.actor, actor_key), jnp.log(self.hp.temperature), jnp.log(self.hp.kl_coef))
         networks = policy, self.made(self.critic, critic_key)
-        opt_states = [strong(self.optimizer.init(eqx.filter(x, eqx.is_inexact_array))) for x in networks]
+        opt_states = [strong(self.optimizer.init(eqx.filter(x, trainable(x)))) for x in networks]
         return REPPOLearner(networks, (opt_states[0], opt_states[1]))
 
     def behaviour(self, learner: REPPOLearner, num_iterations: Int[Array, ""]) -> Sampling:
@@ -123,7 +123,7 @@ class REPPO(AbstractOnTransitions):
         rollout = t.obs, t.action, self.targets(networks, t, target_key), jax.vmap(jax.vmap(networks[0].actor))(t.obs)
         samples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
         order = jax.vmap(lambda key: swap_or_not(key, t.reward.size))(jax.random.split(order_key, hp.num_epochs))
-        params, static = eqx.partition(networks, eqx.is_inexact_array)
+        params, static = eqx.partition(networks, trainable(networks))
 
         def update(learned: Any, indices_and_key: Any) -> Any:
             (params, opt_states), (indices, key) = learned, indices_and_key

@@ -13,7 +13,17 @@ from eqxrl.algorithms._off_policy_actor_critic import AbstractOffPolicyActorCrit
 from eqxrl.algorithms._parts import part
 from eqxrl.learners import NoTarget
 from eqxrl.losses import fixed, values_chosen, values_of_both, values_taken
-from eqxrl.nn import ActionValue, QNetwork, RandomAtFirst, Sampling, StochasticActor, trainable, with_statistics
+from eqxrl.nn import (
+    AbstractActionNoise,
+    ActionValue,
+    Noisy,
+    QNetwork,
+    RandomAtFirst,
+    Sampling,
+    StochasticActor,
+    trainable,
+    with_statistics,
+)  # fmt: skip
 from eqxrl.spaces import Discrete, log_volume
 
 
@@ -65,6 +75,11 @@ class SAC(AbstractOffPolicyActorCritic):
             return functools.partial(QNetwork, hidden_sizes=(256, 256))
         return functools.partial(ActionValue, hidden_sizes=(256, 256), out_size=self.reduction.outputs)
 
+    @part(AbstractActionNoise)
+    def action_noise(self):
+        """What is added to the samples of the actor while it collects, where exploring is hard; by default nothing."""
+        return None
+
     def init_learner(self, key: Key[Array, ""]) -> SACLearner:
         actor_key, critic_key = jax.random.split(key)
         alone = isinstance(self.target_update, NoTarget)
@@ -76,7 +91,12 @@ class SAC(AbstractOffPolicyActorCritic):
         return SACLearner(actor, critics, None if alone else copied(critics), log_temperature, opt_state)
 
     def behaviour(self, learner: SACLearner, num_iterations: Int[Array, ""]) -> RandomAtFirst:
-        return self.random_at_first(Sampling(learner.actor), num_iterations)
+        if (noise := self.action_noise) is None:
+            return self.random_at_first(Sampling(learner.actor), num_iterations)
+        if isinstance(self.spaces[1], Discrete):
+            raise TypeError("action_noise is added to actions in a Box, but these are Discrete; leave it out")
+        noise = noise.at_step(self.env_steps_after(num_iterations))
+        return self.random_at_first(Noisy(learner.actor, noise, self.spaces[1]), num_iterations)
 
     def update(
         self, learner: SACLearner, batch: Replayed, num_updates: Int[Array, ""], key: Key[Array, ""]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from eqxrl._typing import Action, Carry, Observation, Scalar, Schedule, as_number, as_schedule, at_step, field, typed, within
+from eqxrl.nn._distributions import AbstractDistribution
 from eqxrl.nn._policy import AbstractPolicy
 from eqxrl.spaces import bounds, sample
 
@@ -117,19 +118,22 @@ class OrnsteinUhlenbeckNoise(AbstractActionNoise):
 
 @typed
 class Noisy(AbstractPolicy):
-    """What a network gives for one observation, an action in a Box, plus noise, clipped to the bounds."""
+    """What a network gives for one observation, an action in a Box or a sample of its distribution, plus noise, clipped to the bounds."""
 
     actor: eqx.Module
-    """`actor(obs) -> action`"""
+    """`actor(obs)` gives an action, or an `AbstractDistribution`."""
     noise: AbstractActionNoise
     action_space: Any = eqx.field(static=True)
 
     def __call__(self, obs: Observation, carry: Carry, key: Key[Array, ""] | None) -> tuple[Action, Carry, tuple[()]]:
-        action: Any = jax.vmap(self.actor)(obs)  # pyright: ignore[reportArgumentType]
+        given: Any = jax.vmap(self.actor)(obs)  # pyright: ignore[reportArgumentType]
+        draws = isinstance(given, AbstractDistribution)
         if key is None:
-            return action, carry, ()
-        noise, carry = self.noise(action, carry, key)
-        return _shifted(self.action_space, action, noise), carry, ()
+            return given.mode() if draws else given, carry, ()
+        sample_key, noise_key = jax.random.split(key) if draws else (key, key)
+        given = given.sample(sample_key) if draws else given
+        noise, carry = self.noise(given, carry, noise_key)
+        return _shifted(self.action_space, given, noise), carry, ()
 
     def initial_carry(self) -> Carry:
         return self.noise.initial_carry(self.action_space)

@@ -112,6 +112,8 @@ class BehaviourLaws(AbstractLaws):
             raise NotApplicable("how it is to explore isn't said: by hp.epsilon_start, hp.exploration_noise, nn.Sampling")
         if not hasattr(self.learner, "actor"):
             raise NotApplicable("its learner has no `actor`")
+        if getattr(self.part, "action_noise", None) is not None:
+            raise NotApplicable("`action_noise` is added to what its actor draws")
         distribution: Any = jax.vmap(self.learner.actor)(self.obs)
         if not isinstance(distribution, AbstractDistribution):
             raise NotApplicable("its actor gives no distribution")

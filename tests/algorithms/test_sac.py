@@ -22,11 +22,11 @@ SMALL = lambda kind, **options: lambda *spaces, key: kind(*spaces, hidden_sizes=
 KEY = jax.random.key(0)
 
 
-def sac(env="Pendulum-v1", critic=ActionValue, reduction=None, target_update=None, options=None, **hp):
+def sac(env="Pendulum-v1", critic=ActionValue, reduction=None, target_update=None, options=None, action_noise=None, **hp):
     outputs = {} if reduction is None or critic is QNetwork else dict(out_size=reduction.outputs)
     critic = SMALL(critic, **outputs, **(options or {}))
-    parts = dict(actor=SMALL(StochasticActor), critic=critic, reduction=reduction, target_update=target_update)
-    return SAC.create(env, hp=SACHParams(**SIZES, **hp), **parts)
+    parts = dict(reduction=reduction, target_update=target_update, action_noise=action_noise)
+    return SAC.create(env, hp=SACHParams(**SIZES, **hp), actor=SMALL(StochasticActor), critic=critic, **parts)
 
 
 def discrete(**hp):
@@ -44,6 +44,7 @@ def td3(action_noise=None, reduction=None, **hp):
 
 
 ALGORITHMS = {"sac": sac, "discrete": discrete, "tqc": lambda: sac(reduction=TruncatedQuantiles(5, 1)), "td3": td3, "crossq": crossq,
+              "sac with lasting noise": lambda: sac(action_noise=OrnsteinUhlenbeckNoise()),
               "td3 with lasting noise": lambda: td3(OrnsteinUhlenbeckNoise()),
               "td3 with mixed noise and histograms": lambda: td3(MixedNoise(), HistogramMinimum(HLGauss(-30.0, 0.0, 11)))}  # fmt: skip
 
@@ -343,6 +344,8 @@ def test_what_does_not_fit_is_said():
     one = ActionValue(*sac().spaces, key=KEY)
     with pytest.raises(TypeError, match="got a ActionValue where several are made; pass what makes one"):
         SAC.create("Pendulum-v1", critic=one)
+    with pytest.raises(TypeError, match="action_noise is added to actions in a Box, but these are Discrete; leave it out"):
+        discrete(action_noise=OrnsteinUhlenbeckNoise())
     with pytest.raises(ValueError, match="TruncatedQuantiles needs 5 numbers of each critic, got 1; pass critics with out_size=5"):
         sac("CartPole-v1", QNetwork, TruncatedQuantiles(5, 1))
     with pytest.raises(ValueError, match="Minimum needs 1 numbers of each critic, got 3"):

@@ -122,6 +122,18 @@ def test_ornstein_uhlenbeck_noise_in_a_policy():
     np.testing.assert_array_equal(policy.initial_carry(), [0, 0])
 
 
+def test_noise_on_the_samples_of_a_distribution():
+    policy = Noisy(StochasticActor(OBS, BOX, hidden_sizes=(8,), key=KEY), OrnsteinUhlenbeckNoise(0.1), BOX)
+    distribution = jax.vmap(policy.actor)(SEEN)
+    quiet, carry, _ = policy(SEEN, jnp.zeros((4000, 2)), None)
+    np.testing.assert_array_equal(quiet, distribution.mode())
+    drawn, carry, _ = policy(SEEN, carry, KEY)
+    own_key, noise_key = jax.random.split(KEY)  # so that what is added doesn't hang on what is drawn
+    np.testing.assert_allclose(carry, jax.random.normal(noise_key, (4000, 2)), rtol=1e-6)
+    sampled = np.asarray(distribution.sample(own_key)) + 0.1 * np.asarray(carry) * [2, 0.5]  # half of the distance between the bounds
+    np.testing.assert_allclose(drawn, np.clip(sampled, BOX.low, BOX.high), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [GaussianNoise, OrnsteinUhlenbeckNoise])
 def test_the_deviation_of_noise_may_be_a_schedule(kind):
     noise, shape = kind(LinearSchedule(0.4, 0.1, 1000)), jnp.zeros((4, 2))
