@@ -2,7 +2,6 @@
 
 import abc
 import csv
-import importlib
 import io
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from eqxrl._extras import extra
 from eqxrl.training._files import open_regular, sync
 from eqxrl.training._metrics import flat
 
@@ -113,7 +113,7 @@ class TensorBoardLogger(AbstractLogger):
     """
 
     def __init__(self, folder: str | os.PathLike, **kwargs: Any):
-        self._tensorboard = _extra("tensorboardX", "tensorboard", type(self).__name__)
+        self._tensorboard = extra("tensorboardX", "tensorboard", type(self).__name__)
         self.folder, self.kwargs = Path(folder), kwargs
 
     def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
@@ -140,7 +140,7 @@ class WandbLogger(AbstractLogger):
     """
 
     def __init__(self, **kwargs: Any):
-        self._wandb = _extra("wandb", "wandb", type(self).__name__)
+        self._wandb = extra("wandb", "wandb", type(self).__name__)
         self.kwargs = kwargs
 
     def start(self, hyperparameters: dict[str, Any], resumed_at: int | None) -> None:
@@ -151,13 +151,6 @@ class WandbLogger(AbstractLogger):
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _extra(package: str, extra: str, logger: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as e:
-        raise ImportError(f"{logger} needs {package}: pip install 'eqxrl[{extra}]'") from e
 
 
 def _finite(values: Values) -> dict[str, Any]:

@@ -1,0 +1,13 @@
+import importlib
+from typing import Any
+
+
+def extra(package: str, name: str, user: str) -> Any:
+    """The package, which the extra `name` installs and `user` needs.
+
+    **Raises:** `ImportError`, with the command that installs it, where it isn't there.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as e:
+        raise ImportError(f"{user} needs {package.partition('.')[0]}: pip install 'eqxrl[{name}]'") from e

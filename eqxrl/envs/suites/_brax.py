@@ -1,0 +1,50 @@
+"""brax: its environments know of no time limit, and its own wrapper resets to the same first state each time, so it isn't used."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from eqxrl._extras import extra
+from eqxrl.envs._protocol import Transition
+from eqxrl.envs._wrappers import TimeLimit
+from eqxrl.envs.suites._names import unknown
+from eqxrl.spaces import Box
+
+
+class Brax(eqx.Module):
+    """An environment of brax, without a time limit. `info` has its metrics, such as the parts of the reward."""
+
+    env: Any = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+
+    def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
+        state = self.env.reset(key)
+        return state.obs, state
+
+    def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
+        state = self.env.step(jax.tree.map(lambda x: x, state), action)  # it writes into the dicts of the state that it is given
+        return state.obs, state, state.reward, state.done > 0, jnp.zeros((), bool), state.metrics
+
+    def observation_space(self, params: Any = None) -> Box:
+        return Box(-jnp.inf, jnp.inf, (self.env.observation_size,))
+
+    def action_space(self, params: Any = None) -> Box:
+        return Box(-1.0, 1.0, (self.env.action_size,))
+
+
+def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:
+    """With `episode_length` steps, by default 1,000, as in brax's own training; the other arguments are the environment's, such as
+    `backend`."""
+    envs: Any = extra("brax.envs", "brax", env_id)
+    name = env_id.partition("/")[2]
+    if name not in envs._envs:
+        raise unknown("brax", env_id, envs._envs)
+    episode_length = env_kwargs.pop("episode_length", 1000)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Brax System", UserWarning)  # that its makers recommend another suite
+        env = envs.get_environment(name, **env_kwargs)
+    return TimeLimit(Brax(env, env_id), episode_length), None
