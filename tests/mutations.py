@@ -134,7 +134,7 @@ BUGS = [
     ("the temperature runs away from its target", SAC, "(entropy - self._target_entropy())", "(self._target_entropy() - entropy)"),
     ("critics learn to please the actor", SAC, "values_chosen(policy, fixed(critics)", "values_chosen(policy, critics"),
     ("entropy in the units of the bounds", SAC, "return given + log_volume(space)", "return given"),
-    ("values and log-probs of two actions", SOFT, "action, log_prob = distribution.sample_and_log_prob(key)", "action, log_prob = distribution.sample(key), distribution.sample_and_log_prob(jax.random.fold_in(key, 1))[1]"),
+    ("values and log-probs of two actions", SOFT, "action, log_prob = distribution.sample_and_log_prob(key)\n        return", "action, log_prob = distribution.sample(key), distribution.sample_and_log_prob(jax.random.fold_in(key, 1))[1]\n        return"),
     ("the highest critic is believed", REDUCTIONS, "jnp.min(values", "jnp.max(values"),
     ("the lowest quantiles are left out", REDUCTIONS, "together[:, : together.shape[-1] - self.dropped * values.shape[0]]", "together[:, self.dropped * values.shape[0] :]"),
     ("targets without noise", TD3, "with_noise(box, jax.vmap(old_actor)(batch.next_obs), hp.target_noise, key, hp.target_noise_clip)", "jax.vmap(old_actor)(batch.next_obs)"),
@@ -145,7 +145,7 @@ BUGS = [
     ("a policy that never acts at random", EXPLORATION, "jnp.where(self.random, a.astype(b.dtype), b)", "b"),
     ("soft returns run on over the end", SOFT_RETURNS, "jnp.where(terminated, 0.0, later)", "later"),
     ("soft returns run on over a cut", SOFT_RETURNS, "jnp.where(t.done.at[-1].set(True), 0.0, trusted)", "jnp.where(t.terminated.at[-1].set(True), 0.0, trusted)"),
-    ("updates go on beyond target_kl", TARGET_KL, "jax.lax.cond(over, lambda", "jax.lax.cond(False, lambda"),
+    ("updates go on beyond target_kl", TARGET_KL, "cond_each(~jnp.asarray(over),", "cond_each(jnp.asarray(True),"),
 ]
 
 
