@@ -197,7 +197,7 @@ _ALL = (
              total_timesteps=49_984, eval_freq=4_992, learning_rate=3e-4, tau=0.01, temperature=0.1, learn_temperature=False),
         parts=dict(
             actor=MakeNetwork("actor", dict(hidden_sizes=(64, 64))), critic=MakeNetwork("action_value", dict(hidden_sizes=(64, 64))),
-            action_noise=MakePart("lasting_noise", dict(std=0.5)),
+            action_noise=MakePart("lasting_noise", dict(std=0.3, theta=0.05)),
         ),
     ),
     Preset(
