@@ -240,13 +240,6 @@ _ALL = (
              q_lambda=0.65, exploration_fraction=0.1),
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("q_policy", dict(hidden_sizes=(), layer_norm=True))),
     ),
-    Preset(
-        "Breakout-MinAtar", "dqn", "minatar", "Young and Tian 2019, https://arxiv.org/abs/1903.03176, but with fewer updates",
-        dict(num_envs=32, num_steps=4, updates_per_iteration=16, buffer_size=100_000, batch_size=64, learning_starts=5_120, gamma=0.99,
-             target_update_freq=1_000, total_timesteps=1_998_848, eval_freq=199_680, learning_rate=2.5e-4, epsilon_end=0.05,
-             exploration_fraction=0.05),
-        parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=()))),
-    ),
 )
 PRESETS: dict[str, dict[str, dict[str, Preset]]] = {}
 """By environment, algorithm and name; the first one of an algorithm is what the command uses."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, UInt8
 
+from eqxrl._extras import extra
 from eqxrl.envs import env_name
 
 if TYPE_CHECKING:
@@ -35,11 +36,8 @@ class Renderer(NamedTuple):
 
 
 def require_pygame() -> None:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pygame greets on import
-            import pygame  # noqa: F401
-    except ImportError as e:
-        raise ImportError("drawing classic control needs pygame, which is not installed: pip install 'eqxrl[render]'") from e
+    with contextlib.redirect_stdout(io.StringIO()):  # pygame greets on import
+        extra("pygame", "render", "drawing classic control")
 
 
 def gym_pictures(env: Any, env_params: PyTree, states: Iterator[PyTree]) -> "Iterator[Image]":
