@@ -10,4 +10,8 @@ def extra(package: str, name: str, user: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as e:
-        raise ImportError(f"{user} needs {package.partition('.')[0]}: pip install 'eqxrl[{name}]'") from e
+        raise ImportError(f"{user} needs {package.partition('.')[0]}: {how_to_install(name)}") from e
+
+
+def how_to_install(name: str) -> str:
+    return f"pip install 'eqxrl[{name}]'"

@@ -23,7 +23,7 @@ from eqxrl import verify as check
 from eqxrl._options import Chosen
 from eqxrl._program_cache import keep_programs
 from eqxrl.algorithms._memory import check_fits, state_size
-from eqxrl.envs import env_name
+from eqxrl.envs import env_ids, env_name, suites
 from eqxrl.training import Interrupted, NonFinite, ProgressBar, Run
 from eqxrl.training._programs import num_devices
 from eqxrl.training._runs import drawable
@@ -196,7 +196,7 @@ def _app(argv: list[str]) -> Any:
                 print(result.as_json() if json else f"{result}\n{there}")
         return 0
 
-    for command in (evaluate, render, plot, runs):
+    for command in (evaluate, render, plot, envs, runs):
         app.command(command)
 
     @app.command
@@ -311,6 +311,22 @@ def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, out: Path = Path("lear
     if not quiet:
         with _output():
             print(path)
+
+
+def envs(suite: tyro.conf.Positional[str | None] = None, *, json: Flag = False) -> None:
+    """List the environments of a suite, or the suites.
+
+    Args:
+        suite: gymnax, popgym, brax or another one; without it, all suites, and how to install those that aren't there.
+        json: Print them as JSON.
+    """
+    there = {} if suite else suites()
+    names = env_ids(suite) if suite else list(there)
+    with _output():
+        if json:
+            print(json_module.dumps(there or names))
+        else:
+            print("\n".join(f"{name:12} {there[name] or f'eqxrl envs {name}'}" if there else name for name in names))
 
 
 def runs(folder: tyro.conf.Positional[Path] = Path("runs"), *, json: Flag = False) -> None:

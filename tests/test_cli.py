@@ -292,6 +292,18 @@ def test_an_unfinished_run_is_served_too(folder, here, tmp_path, monkeypatch):
     assert here("render", run, "--best", "--quiet")[0] == 0 and Path("episode.gif").read_bytes()[:6] == b"GIF89a"
 
 
+def test_suites_and_their_environments(here, monkeypatch):
+    code, out, _ = here("envs")
+    assert code == 0 and {"gymnax", "popgym", "brax"} <= {line.split()[0] for line in out.splitlines()}
+    assert "popgym/RepeatPreviousEasy" in json.loads(here("envs", "popgym", "--json")[1])
+    assert {"CartPole-v1", "CartPoleNoVel-v1"} <= set(here("envs", "gymnax")[1].splitlines())
+    assert here("envs", "atari")[0] == 2
+    for module in ("brax", "brax.envs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    code, _, errors = here("envs", "brax")
+    assert code == 2 and "the suite brax needs brax: pip install 'eqxrl[brax]'" in errors
+
+
 def test_runs_are_readable_at_80_columns(folder, here, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree("runs/CartPole-v1-001", tmp_path / "runs/MountainCarContinuous-v0-001")

@@ -1,7 +1,9 @@
 import functools
+import importlib.util
 from pathlib import Path
 from typing import Any
 
+from eqxrl._extras import how_to_install
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.envs._contract import as_environment
 from eqxrl.envs._wrappers import SelectObservation
@@ -13,8 +15,9 @@ NO_VELOCITY = {
     "MountainCarContinuousNoVel-v0": ("MountainCarContinuous-v0", (0,)),
 }
 """gymnax's, and the components of their observations that are no velocities."""
-SUITES = {"brax": _brax.make, "popgym": _popgym.make}
-"""Environments called `suite/name`: a function of the id and its arguments that gives one, and its parameters."""
+SUITES: dict[str, Any] = {"brax": _brax, "popgym": _popgym}
+"""Environments called `suite/name`. Each has `PACKAGE`, what is imported (`None` for our own), `names()`, and `make(env_id, env_kwargs)`,
+which gives one and its parameters. A package's extra is called as the suite."""
 
 
 def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
@@ -43,6 +46,25 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
     return _make(env_id, **dict(sorted(env_kwargs.items())))
 
 
+def suites() -> dict[str, str]:
+    """Each suite, and the command that installs it where it isn't there, else "". Imports none of them."""
+    packages = {"gymnax": None} | {name: suite.PACKAGE for name, suite in SUITES.items()}
+    there = {name: package is None or importlib.util.find_spec(package) is not None for name, package in packages.items()}
+    return {name: "" if there[name] else how_to_install(name) for name in packages}
+
+
+def env_ids(suite: str = "gymnax") -> list[str]:
+    """What `make` takes of a suite.
+
+    **Raises:** `ValueError` for an unknown suite, `ImportError` for one that isn't installed, with the command that installs it.
+    """
+    if suite == "gymnax":
+        return _gymnax.names() + list(NO_VELOCITY)
+    if suite not in SUITES:
+        raise ValueError(f"there is no suite {suite!r}; the suites are gymnax, {', '.join(SUITES)}")
+    return [f"{suite}/{name}" for name in SUITES[suite].names()]
+
+
 @functools.lru_cache(maxsize=None, typed=True)
 def _make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
     if is_user_code(env_id):
@@ -54,7 +76,7 @@ def _make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
     if "/" in env_id or env_id.endswith(".py"):
         suite = env_id.partition("/")[0]
         if suite in SUITES and not env_id.endswith(".py"):
-            return SUITES[suite](env_id, env_kwargs)
+            return SUITES[suite].make(env_id, env_kwargs)
         raise ValueError(
             f"there is no environment {env_id!r}: names with a slash are 'suite/name', and the suites are {', '.join(SUITES)}; "
             "an environment of your own is 'path/to/file.py:Name', with the name of its class"

@@ -14,6 +14,8 @@ from eqxrl.envs._wrappers import TimeLimit
 from eqxrl.envs.suites._names import unknown
 from eqxrl.spaces import Box
 
+PACKAGE = "brax"
+
 
 class Brax(eqx.Module):
     """An environment of brax, without a time limit. `info` has its metrics, such as the parts of the reward."""
@@ -34,6 +36,10 @@ class Brax(eqx.Module):
 
     def action_space(self, params: Any = None) -> Box:
         return Box(-1.0, 1.0, (self.env.action_size,))
+
+
+def names() -> list[str]:
+    return list(extra("brax.envs", "brax", "the suite brax")._envs)
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:

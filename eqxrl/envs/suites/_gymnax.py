@@ -79,10 +79,12 @@ def without_reset(env: Any) -> Any:
     return Gymnax(env) if is_gymnax(env) else env
 
 
-def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    with _when_used("seaborn"):  # which a file of gymnax imports for its pictures, with pandas and SciPy: more than a second
-        import gymnax  # takes a second
+def names() -> list[str]:
+    return list(_gymnax().registered_envs)
 
+
+def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    gymnax = _gymnax()
     if env_id not in gymnax.registered_envs:
         raise unknown("gymnax", env_id, gymnax.registered_envs)
     try:
@@ -100,6 +102,11 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
             f"{folder}, in place of what a broken download left there"
         ) from error
     return Gymnax(env), env_params
+
+
+def _gymnax() -> Any:
+    with _when_used("seaborn"):  # which a file of gymnax imports for its pictures, with pandas and SciPy: more than a second
+        return importlib.import_module("gymnax")  # takes a second
 
 
 @contextlib.contextmanager

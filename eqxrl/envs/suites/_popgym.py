@@ -19,6 +19,7 @@ from eqxrl.envs._protocol import Transition
 from eqxrl.envs.suites._names import unknown
 from eqxrl.spaces import Box, Discrete, Tuple
 
+PACKAGE = None
 DECK, COLORS, SUITS, RANKS = 52, 2, 4, 13
 NOT_ASKED = -1
 Dealt = tuple[Int[Array, "observations parts"], Int[Array, " steps"]]
@@ -319,6 +320,10 @@ SIZES: dict[Any, tuple[tuple[int, ...], ...]] = {  # of Easy, Medium, Hard: the 
 }
 LEVELS = ("Easy", "Medium", "Hard")
 TASKS = {f"popgym/{cls.__name__}{LEVELS[i]}": (cls, sizes) for cls, of_level in SIZES.items() for i, sizes in enumerate(of_level)}
+
+
+def names() -> list[str]:
+    return [name.partition("/")[2] for name in TASKS]
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, None]:
