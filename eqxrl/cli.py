@@ -23,7 +23,7 @@ from eqxrl import verify as check
 from eqxrl._options import Chosen
 from eqxrl._program_cache import keep_programs
 from eqxrl.algorithms._memory import check_fits, state_size
-from eqxrl.envs import env_ids, env_name, suites
+from eqxrl.envs import env_ids, env_name, known_suites
 from eqxrl.training import Interrupted, NonFinite, ProgressBar, Run
 from eqxrl.training._programs import num_devices
 from eqxrl.training._runs import drawable
@@ -320,7 +320,7 @@ def envs(suite: tyro.conf.Positional[str | None] = None, *, json: Flag = False) 
         suite: gymnax, popgym, brax or another one; without it, all suites, and how to install those that aren't there.
         json: Print them as JSON.
     """
-    there = {} if suite else suites()
+    there = {} if suite else known_suites()
     names = env_ids(suite) if suite else list(there)
     with _output():
         if json:

@@ -9,8 +9,8 @@ from eqxrl.envs._contract import check_spaces as check_spaces
 from eqxrl.envs._frames import FrameStack as FrameStack
 from eqxrl.envs._frames import HideObservation as HideObservation
 from eqxrl.envs._make import env_ids as env_ids
+from eqxrl.envs._make import known_suites as known_suites
 from eqxrl.envs._make import make as make
-from eqxrl.envs._make import suites as suites
 from eqxrl.envs._protocol import AbstractWrapper as AbstractWrapper
 from eqxrl.envs._protocol import EnvError as EnvError
 from eqxrl.envs._protocol import Environment as Environment

@@ -7,7 +7,7 @@ from eqxrl._extras import how_to_install
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.envs._contract import as_environment
 from eqxrl.envs._wrappers import SelectObservation
-from eqxrl.envs.suites import _brax, _gymnax, _popgym
+from eqxrl.envs.suites import _brax, _gymnasium, _gymnax, _popgym
 
 NO_VELOCITY = {
     "CartPoleNoVel-v1": ("CartPole-v1", (0, 2)),
@@ -15,7 +15,7 @@ NO_VELOCITY = {
     "MountainCarContinuousNoVel-v0": ("MountainCarContinuous-v0", (0,)),
 }
 """gymnax's, and the components of their observations that are no velocities."""
-SUITES: dict[str, Any] = {"brax": _brax, "popgym": _popgym}
+SUITES: dict[str, Any] = {"brax": _brax, "gymnasium": _gymnasium, "popgym": _popgym}
 """Environments called `suite/name`. Each has `PACKAGE`, what is imported (`None` for our own), `names()`, and `make(env_id, env_kwargs)`,
 which gives one and its parameters. A package's extra is called as the suite."""
 
@@ -46,7 +46,7 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
     return _make(env_id, **dict(sorted(env_kwargs.items())))
 
 
-def suites() -> dict[str, str]:
+def known_suites() -> dict[str, str]:
     """Each suite, and the command that installs it where it isn't there, else "". Imports none of them."""
     packages = {"gymnax": None} | {name: suite.PACKAGE for name, suite in SUITES.items()}
     there = {name: package is None or importlib.util.find_spec(package) is not None for name, package in packages.items()}

@@ -65,7 +65,8 @@ class Environment(Protocol):
     - `name: str`, by default the class's;
     - `max_steps: int | None`, a time limit that `step` keeps to by reporting `truncated`;
     - `default_params`, what is passed as `params` by default, else `None` is;
-    - `picture(state, params) -> uint8 [height width 3]`, what a GIF shows of a concrete state. Small ones are scaled up.
+    - `picture(state, params) -> uint8 [height width 3]`, what a GIF shows of a concrete state. Small ones are scaled up;
+    - `not_restored: str`, said when a run is resumed: what a checkpoint lacks, since it isn't in the arrays of the state.
 
     `eqxrl.check_env(env)` finds out whether an environment keeps to all of this.
     """

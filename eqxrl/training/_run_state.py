@@ -248,6 +248,8 @@ def _resumed(folder: Path, algo: AbstractAlgorithm, axes: PyTree) -> tuple[RunSt
     if changed:
         why = f"the numbers of the run in {folder} may differ from here on, in their last digits or altogether"
         warnings.warn(f"{why}, since this isn't what computed them so far: {changed}", stacklevel=5)
+    if lost := getattr(algo.env, "not_restored", None):
+        warnings.warn(f"the run in {folder} goes on otherwise than if it hadn't been cut off: {lost}", stacklevel=5)
     if run.stop_reason is not None and extended:
         run.stop_reason = None
         if run.stopped is not None and run.stopped.all():  # seeds that were stopped before the others stay so
