@@ -277,11 +277,11 @@ def render(
     run: tyro.conf.Positional[Path], *, out: Path = Path("episode.gif"), member: int = 0, best: Flag = False, seed: int = 0,
     quiet: Flag = False,
 ) -> None:
-    """Draw an episode of a run's policy as a GIF, whether the run has finished or not.
+    """Draw an episode of a run's policy as a GIF or an MP4, whether the run has finished or not.
 
     Args:
         run: The run's folder.
-        out: The GIF.
+        out: Where to; it ends in .gif or .mp4 (which needs pip install 'eqxrl[mp4]').
         member: Which of the run's policies.
         best: The policy with the best evaluation so far, instead of the newest.
         seed: Of the environment.

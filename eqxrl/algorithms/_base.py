@@ -213,7 +213,8 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         return Actor(self.policy(ts), self.env, self.env_params, deterministic)
 
     def visualize(self, ts: TState, gif_path: str | Path, eval_rng: KeyLike | None = None) -> Path:
-        """Writes a GIF of one episode, which ends where the episode ends; the policy takes the actions that it holds best."""
+        """Writes a GIF (or an MP4, by the path's suffix) of one episode, which ends where the episode ends; the policy takes the actions
+        that it holds best."""
         from eqxrl.viz import render_episode
 
         key = _evaluation_key(ts) if eval_rng is None else as_key(eval_rng)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LONG_SIDE = 480
 """Boards are scaled to about this many pixels."""
+MOST = 960
+"""Larger pictures are shrunk."""
 
 WHITE, GREY, BLACK = (255, 255, 255), (70, 70, 70), (0, 0, 0)
 BLUE, LIGHT_BLUE, ORANGE, GREEN = (0, 114, 178), (170, 208, 230), (213, 94, 0), (0, 158, 115)  # Okabe & Ito, colour-blind safe
@@ -136,6 +138,7 @@ def with_title(picture: "Image", left: str, right: str) -> "Image":
     """The picture under a white band with a title; narrow pictures are centred below it."""
     from PIL import Image, ImageDraw, ImageFont
 
+    picture.thumbnail((MOST, MOST))
     font, margin = ImageFont.load_default(size=18), 10
     width = max(picture.width, 420)
     framed = Image.new("RGB", (width, picture.height + 36), WHITE)

@@ -1,4 +1,4 @@
-"""GIFs of episodes: as many frames as the episode has states, and the right states on them."""
+"""GIFs and MP4s of episodes: as many frames as the episode has states, and the right states on them."""
 
 import inspect
 import sys
@@ -16,7 +16,7 @@ from gymnax.visualize import Visualizer
 from gymnax.wrappers.purerl import LogWrapper
 from PIL import Image, ImageSequence
 
-import eqxrl.viz._gif as gif
+import eqxrl.viz._episode as episode
 from eqxrl.envs import TimeLimit, TimeLimitIsTerminal
 from eqxrl.spaces import Box, Discrete
 from eqxrl.viz import render_episode
@@ -67,13 +67,13 @@ class GivesUp(Upright):
 def titles(monkeypatch):
     """The titles drawn, in order."""
     drawn = []
-    with_title = gif.with_title
+    with_title = episode.with_title
 
     def spy(picture, left, right):
         drawn.append((left, right))
         return with_title(picture, left, right)
 
-    monkeypatch.setattr(gif, "with_title", spy)
+    monkeypatch.setattr(episode, "with_title", spy)
     return drawn
 
 
@@ -231,6 +231,38 @@ def test_a_large_picture_is_shown_as_it_is(tmp_path, key):
     np.testing.assert_allclose(frames[:, -1, -1, 0], 40 * np.arange(5), atol=15)
 
 
+def test_a_picture_is_at_most_so_large(tmp_path, key):
+    class Wide(Large):
+        def picture(self, state, params):
+            return np.zeros((600, 2401, 3), np.uint8)
+
+    assert frames_of(render_episode(Wide(), None, right, tmp_path / "x.gif", key)).shape == (5, 240 + TITLE_HEIGHT, 960, 3)
+
+
+def test_an_mp4_shows_what_the_gif_does(tmp_path, key):
+    """Of Large's picture, as wide as an odd number, of which the last stays for a second and a half."""
+    import av
+
+    class Odd(Large):
+        def picture(self, state, params):
+            return super().picture(state, params)[:, :431]
+
+    gif, mp4 = (render_episode(Odd(), None, right, tmp_path / name, key, fps=10) for name in ("x.gif", "x.mp4"))
+    with av.open(str(mp4)) as file:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]).astype(int)
+    expected = frames_of(gif)
+    assert expected.shape[1:3] == (336, 431) and frames.shape[1:] == (336, 432, 3)
+    assert len(frames) == 4 * 5 + 75  # 50 a second
+    for shown, still in zip(frames[[2, 7, 12, 17, 90]], expected):
+        assert np.abs(shown[:, :431] - still).mean() < 6
+
+
+def test_av_missing(tmp_path, key, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"writing an MP4 needs av: pip install 'eqxrl\[mp4\]'"):
+        render_episode(Large(), None, right, tmp_path / "x.mp4", key)
+
+
 @pytest.mark.parametrize("picture", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)], ids=str)
 def test_a_picture_that_is_none(picture, tmp_path, key):
     env = type("Broken", (Lamps,), {"picture": lambda self, state, params: picture})()
@@ -304,7 +336,7 @@ def test_pygame_missing(tmp_path, key, monkeypatch):
 def test_bad_arguments(tmp_path, key):
     env = Upright()
     for path, kwargs, message in (
-        ("x.mp4", {}, r"writes a \.gif file, got the path '.*x\.mp4'"),
+        ("x.avi", {}, r"writes a \.gif or \.mp4 file, got the path '.*x\.avi'"),
         ("x.gif", {"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ("x.gif", {"max_frames": 1}, "max_frames must be at least 2 .*, got 1"),
         ("x.gif", {"fps": 60}, "at most 50"),
@@ -321,14 +353,14 @@ def test_bad_arguments(tmp_path, key):
 def test_an_interrupt_leaves_the_old_gif(tmp_path, key, monkeypatch):
     path = tmp_path / "x.gif"
     path.write_bytes(b"old")
-    with_title = gif.with_title
+    with_title = episode.with_title
 
     def interrupted(picture, left, right):
         if "step 5" in right:
             raise KeyboardInterrupt
         return with_title(picture, left, right)
 
-    monkeypatch.setattr(gif, "with_title", interrupted)
+    monkeypatch.setattr(episode, "with_title", interrupted)
     env = Upright()
     with pytest.raises(KeyboardInterrupt):
         render_episode(env, env.default_params, right, path, key)

@@ -14,16 +14,17 @@ from eqxrl.envs import NeverReset, as_environment, env_name, episode_limit
 from eqxrl.envs._protocol import layers
 from eqxrl.viz._draw import OWN, RENDERERS, gym_pictures, require_pygame, with_title
 from eqxrl.viz._files import written_whole
+from eqxrl.viz._writers import WRITERS, require_av
 
-LAST_FRAME_MS = 1500
-"""How long the last frame stays before the GIF starts over."""
+LAST_FRAME_S = 1.5
+"""How long the last frame stays, before a GIF starts over."""
 
 
 def render_episode(
-    env: Any, env_params: PyTree, act: Callable, gif_path: str | os.PathLike, key: KeyLike, *,
+    env: Any, env_params: PyTree, act: Callable, path: str | os.PathLike, key: KeyLike, *,
     max_steps: int | None = None, max_frames: int = 500, fps: float | int | None = None,
 ) -> Path:
-    """Play one episode and write it to `gif_path` as a GIF: the first state, then the state after each step, the last of them
+    """Play one episode and write it to `path` as a GIF or an MP4: the first state, then the state after each step, the last of them
     the one in which the episode ended. The title counts steps and the return so far (undiscounted, in the env's own
     reward units).
 
@@ -36,19 +37,18 @@ def render_episode(
     - `act`: `act(obs, rng) -> action` for one observation, traceable; the action is already clipped for the env. With a method
         `initial_carry`, as what `make_actor` returns has, it is `act(obs, rng, carry) -> action, carry`. If it is a
         pytree (an `eqx.Module` or `eqx.Partial`), rendering again with other weights compiles nothing new.
-    - `gif_path`: ends in `.gif`; its folder is created where it's missing. It only appears once it's whole.
+    - `path`: ends in `.gif` or `.mp4`; its folder is created where it's missing. It only appears once it's whole.
     - `max_steps`: stop here if the episode hasn't ended before.
-    - `max_frames`: of a longer episode so many states are drawn, evenly spread from the first to the last.
+    - `max_frames`: of a longer episode so many states are drawn, evenly spread from the first to the last. Pictures are at most
+        960 pixels wide and high.
     - `fps`: at most 50, which is what viewers play; by default Gymnasium's for classic control and 10 or fewer for the rest.
 
     **Returns:** the path.
 
-    **Raises:** `ValueError` for an env that can't be drawn, a picture that is none, a path that isn't a `.gif`, a bad
+    **Raises:** `ValueError` for an env that can't be drawn, a picture that is none, a path that ends in neither, a bad
     `max_steps`, `max_frames` or `fps`, or no `max_steps` where the env has no time limit; `ImportError` for classic
-    control without pygame. All but the second before anything compiles.
+    control without pygame, or an MP4 without PyAV. All but the second before anything compiles.
     """
-    from PIL import Image
-
     env, name = as_environment(env, env_params), env_name(env)
     drawn_env = env if hasattr(env, "picture") else next((layer for layer in layers(env) if env_name(layer) in RENDERERS), env)
     renderer = OWN if hasattr(env, "picture") else RENDERERS.get(env_name(drawn_env))
@@ -70,7 +70,9 @@ def render_episode(
     if renderer.pictures is gym_pictures:
         require_pygame()
 
-    with written_whole(gif_path, ".gif") as unfinished:
+    if Path(path).suffix.lower() == ".mp4":
+        require_av()
+    with written_whole(path, *WRITERS) as unfinished:
         first, after, rewards, over = jax.device_get(_play(env, env_params, act, as_key(key), min(limits)))
         length = min(int((~over).sum()) + 1, len(over))
         returns = np.concatenate([[0.0], rewards[:length].cumsum(dtype=np.float64)])
@@ -80,13 +82,9 @@ def render_episode(
         env_states = (first if t == 0 else jax.tree.map(lambda x: x[t - 1], after) for t in drawn)
         pictures = renderer.pictures(drawn_env, env_params, env_states if renderer is OWN else map(_innermost, env_states))
         titled = (with_title(picture, name, f"step {t}   return {returns[t]:.2f}") for t, picture in zip(shown, pictures))
-        # A GIF has 256 colours a frame. Pillow's own choice of them would take most of the time; this one is off by 15 in 255
-        # at most, and by more than 4 only at smoothed edges.
-        frames = (frame.quantize(method=Image.Quantize.FASTOCTREE) for frame in titled)
-        durations = [round(1000 / fps)] * (len(shown) - 1) + [LAST_FRAME_MS]
-        with unfinished.open("wb") as file:
-            next(frames).save(file, format="GIF", save_all=True, append_images=frames, duration=durations, loop=0)
-    return Path(gif_path)
+        durations = [1 / fps] * (len(shown) - 1) + [LAST_FRAME_S]
+        WRITERS[Path(path).suffix.lower()](unfinished, titled, durations)
+    return Path(path)
 
 
 @eqx.filter_jit
