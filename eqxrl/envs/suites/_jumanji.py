@@ -1,4 +1,4 @@
-"""jumanji: it reports nearly every time limit as an end of the task, and its masks are of whole actions here and of single choices there."""
+"""jumanji: it reports most time limits as ends of the task, and its masks are of whole actions here and of single choices there."""
 
 import contextlib
 import copy
@@ -30,13 +30,13 @@ NEVER = np.iinfo(np.int32).max
 class Jumanji(eqx.Module):
     """An environment of jumanji.
 
-    - An end by its `time_limit` is `truncated`. Any other is `terminated`: with it MultiCVRP's, too, which counts steps, but makes the agent
-      pay for what it hasn't visited by then.
+    - An end by its `time_limit` is `truncated`. Any other is `terminated`: also MultiCVRP's after a number of steps, for which it makes the
+      agent pay for what it hasn't visited by then.
     - The observation is a dict, of dicts where jumanji nests; its parts have jumanji's dtypes. The exceptions: `step_count` (`step` in
       SearchAndRescue) is the fraction of the time limit that has passed, as counts of thousands would drown the rest; bytes, which are
       codes of things here and no brightness, are int32; and what has three axes and is no image (`grid`) keeps the first of them only.
-    - `action_mask` is a vector. In `JOINT` the mask is of combinations of choices, and the action is one choice among all combinations, in the
-      order of the mask's entries, so that what the mask allows is exactly what is legal. Elsewhere each choice has its own part of it.
+    - `action_mask` is a vector. In `JOINT` the mask is of combinations of choices, and the action is one choice among all combinations,
+      in the order of the mask's entries, so that what the mask allows is exactly what is legal. Elsewhere each choice has its part of it.
     - Several agents are one learner, which chooses for all of them. The reward is the sum of theirs.
     - `info` has jumanji's `extras`.
     """
@@ -60,7 +60,7 @@ class Jumanji(eqx.Module):
         self.joint = choices if type(env).__name__ in JOINT else None
         action: Any = env.action_spec
         if choices is None:
-            acts = Box(*(np.asarray(x) for x in (action.minimum, action.maximum)), action.shape, action.dtype)
+            acts = Box(np.asarray(action.minimum), np.asarray(action.maximum), action.shape, action.dtype)
         elif self.joint or not action.shape:
             acts = Discrete(math.prod(choices))
         else:

@@ -22,6 +22,7 @@ LIMITS = {"animal_shogi": 256, "chess": 512, "gardner_chess": 256, "minatar-free
 """Steps, of all players together, after which a game is stopped though nobody won."""
 EPISODE_LENGTH = 4000
 """Where pgx sets no limit."""
+INTEGERS = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
 
 def uniform(key: Key[Array, ""], state: Any) -> Int[Array, ""]:
@@ -54,7 +55,8 @@ class Pgx(eqx.Module):
     env: Any = eqx.field(static=True)
     name: str = eqx.field(static=True)
     opponent: Callable = uniform
-    """`opponent(key, state) -> action`, of all the others; `state` is pgx's, with `observation` and `legal_action_mask` of whose turn it is."""
+    """`opponent(key, state) -> action`, of all the others. `state` is pgx's: its `observation` and `legal_action_mask` are those of whoever
+    acts."""
 
     @property
     def max_steps(self) -> int | None:
@@ -85,17 +87,17 @@ class Pgx(eqx.Module):
             after = self.env.step(state.env_state, action, key_step)
             after, reward = self._until_turn(key, after, player, state.reward + after.rewards[player])
             won = jnp.any(after.rewards != 0)
-        at_limit = after._step_count >= LIMITS.get(self.env.id, np.iinfo(np.int32).max)
+        at_limit = after._step_count >= LIMITS.get(self.env.id, INTEGERS[1])
         terminated, truncated = after.terminated & (won | ~at_limit), after.terminated & at_limit
         now = PgxState(env_state=after, player=player, reward=jnp.zeros((), jnp.float32))
         return self._shown(after, player), now, reward, terminated, truncated, {}
 
     def observation_space(self, params: Any = None) -> Space:
-        first = jax.eval_shape(self.env.init, jr.key(0))
-        dtype = first.observation.dtype
-        low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if jnp.issubdtype(dtype, jnp.integer) else (-np.inf, np.inf)
-        space = Box(*((False, True) if dtype == bool else (low, high)), first.observation.shape, dtype)
-        return Dict({"observation": space, "action_mask": Box(False, True, first.legal_action_mask.shape, bool)}) if self._masks else space
+        state = jax.eval_shape(self.env.init, jr.key(0))
+        dtype = state.observation.dtype
+        low, high = (0, 1) if dtype == jnp.bool_ else (-np.inf, np.inf) if jnp.issubdtype(dtype, jnp.floating) else INTEGERS
+        space = Box(low, high, state.observation.shape, dtype)
+        return Dict({"observation": space, "action_mask": Box(0, 1, state.legal_action_mask.shape, bool)}) if self._masks else space
 
     def action_space(self, params: Any = None) -> Discrete:
         return Discrete(self.env.num_actions)
