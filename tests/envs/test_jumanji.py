@@ -22,6 +22,13 @@ EVERY = (
 """All but Sokoban, whose levels are downloaded."""
 
 
+@pytest.fixture(autouse=True)
+def promotion_of_ranks():
+    """jumanji relies on it; elsewhere in the tests it raises."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jumanji", None)
     with pytest.raises(ImportError, match=r"jumanji/Snake-v1 needs jumanji: pip install 'eqxrl\[jumanji\]'"):
@@ -93,18 +100,18 @@ def test_combinations_of_choices_are_one_choice():
         action = legal(key, obs)
         return action, jnp.stack([action // 6, action % 6])
 
-    env, params, (_, run) = play("Tetris-v0", pick, 16, jax.random.split(jax.random.key(1), 8), time_limit=14, num_rows=6, num_cols=6)
+    env, params, (_, run) = play("Tetris-v0", pick, 6, jax.random.split(jax.random.key(1), 32), time_limit=6, num_rows=6, num_cols=6)
     assert env.action_space(params) == Discrete(24)
     obs, reward, terminated, truncated, expected = run
     kinds = set()
-    for e in range(8):
-        for t in range(16):
+    for e in range(32):
+        for t in range(6):
             np.testing.assert_array_equal(obs["grid"][e, t], expected.observation.grid[e, t])
             np.testing.assert_array_equal(obs["action_mask"][e, t], expected.observation.action_mask[e, t].ravel())
             assert reward[e, t] == expected.reward[e, t]
             assert (terminated[e, t] | truncated[e, t]) == (expected.step_type[e, t] == 2)
             if terminated[e, t] | truncated[e, t]:
-                assert terminated[e, t] == (~expected.observation.action_mask[e, t].any()) and truncated[e, t] == (t == 13)
+                assert terminated[e, t] == (~expected.observation.action_mask[e, t].any()) and truncated[e, t] == (t == 5)
                 kinds.add((bool(terminated[e, t]), bool(truncated[e, t])))
                 break
     assert {(True, False), (False, True)} <= kinds
@@ -112,22 +119,30 @@ def test_combinations_of_choices_are_one_choice():
 
 @needs_jumanji
 def test_several_agents_are_one_learner():
-    """Level-based foraging tells its ends apart itself: by `discount`."""
-    env, params, (_, run) = play("LevelBasedForaging-v0", lambda key, obs: (jax.random.randint(key, (2,), 0, 6),) * 2, 60,
-                                 jax.random.split(jax.random.key(2), 16), time_limit=50)
-    assert env.action_space(params) == MultiDiscrete([6, 6])
-    _, reward, terminated, truncated, expected = run
-    np.testing.assert_allclose(reward, expected.reward.sum(-1), rtol=1e-6)
+    """Connector tells its ends apart itself: by `discount`. Each agent has its part of the mask."""
+    from jumanji.environments.routing.connector.generator import RandomWalkGenerator
+
+    def pick(key, obs):
+        action = jax.random.categorical(key, jnp.where(obs["action_mask"].reshape(3, 5), 0.0, -jnp.inf))
+        return action, action
+
+    keys = jax.random.split(jax.random.key(2), 32)
+    env, params, (_, run) = play("Connector-v3", pick, 12, keys, time_limit=12, generator=RandomWalkGenerator(6, 3))
+    assert env.action_space(params) == MultiDiscrete([5, 5, 5]) and episode_limit(params, env) == 12
+    obs, reward, terminated, truncated, expected = run
+    np.testing.assert_array_equal(obs["action_mask"], expected.observation.action_mask.reshape(32, 12, 15))
+    np.testing.assert_allclose(reward, expected.reward.sum(-1), rtol=1e-6, atol=1e-6)
     kinds = set()
-    for e in range(16):
+    for e in range(32):
         last = int(np.argmax(expected.step_type[e] == 2))
-        assert not (terminated | truncated)[e, :last].any() and (terminated | truncated)[e, last] and truncated[e, last] == (last == 49)
+        assert not (terminated | truncated)[e, :last].any() and (terminated | truncated)[e, last] and truncated[e, last] == (last == 11)
         assert terminated[e, last] == (expected.discount[e, last] == 0).all()
         kinds.add((bool(terminated[e, last]), bool(truncated[e, last])))
     assert {(True, False), (False, True)} <= kinds
 
 
 @needs_jumanji
+@pytest.mark.slow
 def test_rewards_that_shrink_until_the_time_limit():
     _, _, (_, run) = play("SearchAndRescue-v0", lambda key, obs: (jax.random.uniform(key, (2, 2), minval=-1),) * 2, 40,
                           jax.random.split(jax.random.key(3), 4), time_limit=40)
@@ -167,7 +182,8 @@ def test_levels_of_ones_own():
 
     env, params = make("jumanji/Sokoban-v0", generator=ToyGenerator(), time_limit=20)
     assert env.observation_space(params).spaces["grid"] == Box(0, 4, (10, 10, 2), jnp.int32)
-    check_env(env, params)
+    obs, state = jax.eval_shape(env.reset, jax.random.key(0), params)
+    assert obs["grid"].shape == (10, 10, 2) and obs["grid"].dtype == jnp.int32
 
 
 @needs_jumanji
@@ -179,9 +195,8 @@ def test_pictures():
 
 
 @needs_jumanji
-@pytest.mark.parametrize("name", ["Game2048-v1", "Snake-v1", "Knapsack-v1"])
-def test_it_keeps_to_the_contract(name):
-    check_env(*make(f"jumanji/{name}"))
+def test_it_keeps_to_the_contract():
+    check_env(*make("jumanji/Game2048-v1"))
 
 
 @needs_jumanji

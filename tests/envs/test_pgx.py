@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +20,17 @@ EVERY = (
 ).split()
 
 
+@pytest.fixture(autouse=True)
+def promotion_of_ranks():
+    """pgx relies on it; elsewhere in the tests it raises."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pgx", None)
     with pytest.raises(ImportError, match=r"pgx/hex needs pgx: pip install 'eqxrl\[pgx\]'"):
-        make("pgx/hex", size=4)
+        make("pgx/hex", episode_length=4)
 
 
 @needs_pgx
@@ -52,7 +60,8 @@ def test_one_player_beside_pgx():
     assert env.observation_space(params) == Dict({"observation": Box(False, True, (4, 4, 31), bool), "action_mask": Box(0, 1, (4,), bool)})
     assert env.action_space(params) == Discrete(4)
     keys = jax.random.split(jax.random.key(0), 8)
-    (obs, state), expected = jax.vmap(env.reset, in_axes=(0, None))(keys, params), jax.vmap(by_hand.init)(keys)
+    reset = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))
+    (obs, state), expected = reset(keys, params), jax.jit(jax.vmap(by_hand.init))(keys)
     step, step_by_hand = jax.jit(jax.vmap(env.step, in_axes=(0, 0, 0, None))), jax.jit(jax.vmap(by_hand.step))
     over, ends = np.zeros(8, bool), 0
     for t in range(40):
@@ -135,6 +144,7 @@ def test_a_game_of_two_is_what_it_is_by_hand(name):
 
 
 @needs_pgx
+@pytest.mark.slow
 def test_what_is_won_or_lost_before_the_first_action_is_paid_by_it():
     """In mahjong a discard of one opponent can win the game for the other."""
     env, params = make("pgx/sparrow_mahjong")
@@ -154,7 +164,7 @@ def test_what_is_won_or_lost_before_the_first_action_is_paid_by_it():
 def test_an_illegal_action_loses():
     env, params = make("pgx/tic_tac_toe")
     keys = jax.random.split(jax.random.key(0), 8)
-    obs, state = jax.vmap(env.reset, in_axes=(0, None))(keys, params)
+    obs, state = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))(keys, params)
     step = jax.jit(jax.vmap(env.step, in_axes=(0, 0, 0, None)))
     _, state, reward, terminated, *_ = step(keys, state, jnp.argmax(obs["action_mask"], -1), params)
     assert not terminated.any() and (reward == 0).all()
@@ -176,6 +186,7 @@ def test_opponents_act_at_random_among_what_is_legal():
 
 
 @needs_pgx
+@pytest.mark.slow
 def test_games_stopped_without_a_winner_are_truncated():
     """Of animal shogi's clock two steps are left: it stops with the learner's or after the opponent's step, and what ends it before is a
     termination."""
@@ -193,7 +204,7 @@ def test_games_stopped_without_a_winner_are_truncated():
     step = jax.jit(jax.vmap(env.step, in_axes=(0, 0, 0, None)))
     for count, cut_off in ((100, False), (254, True)):
         game = state.env_state.replace(_step_count=jnp.full(16, count) + state.env_state._step_count)
-        late = type(state)(env_state=game, player=state.player, reward=state.reward)
+        late = eqx.tree_at(lambda state: state.env_state, state, game)
         after = step(keys, late, jnp.argmax(obs["action_mask"], -1), params)
         assert (after[4] == cut_off).all() and not after[3].any() and (after[2] == 0).all()
         illegal = step(keys, late, jnp.argmin(obs["action_mask"], -1), params)
@@ -218,14 +229,14 @@ def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
 
 
 @needs_pgx
-@pytest.mark.parametrize("name", ["2048", "tic_tac_toe", "minatar-breakout"])
+@pytest.mark.parametrize("name", ["tic_tac_toe", "minatar-breakout"])
 def test_it_keeps_to_the_contract(name):
     check_env(*make(f"pgx/{name}"))
 
 
 @needs_pgx
 def test_arguments_of_the_game():
-    assert make("pgx/hex", size=4)[0].action_space(None) == Discrete(17)
+    assert make("pgx/minatar-breakout", sticky_action_prob=0.0, use_minimal_action_set=False)[0].action_space(None) == Discrete(6)
 
 
 @needs_pgx

@@ -134,7 +134,7 @@ def names() -> list[str]:
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, None]:
     """- `opponent`: see `Pgx`; by default one that takes any legal action.
     - `episode_length` cuts off after so many of the learner's steps, by default `EPISODE_LENGTH` where pgx has no limit.
-    - The others are arguments of the game's class, such as `size` of hex and `sticky_action_prob` of MinAtar's.
+    - The others are arguments of the game's class, such as `sticky_action_prob` of MinAtar's and `size` and `komi` of go.
     """
     pgx: Any = extra("pgx", "pgx", env_id)
     name = env_id.partition("/")[2]
