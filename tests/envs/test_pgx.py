@@ -244,4 +244,4 @@ def test_arguments_of_the_game():
 @pytest.mark.parametrize("name", EVERY)
 def test_every_one_keeps_to_the_contract(name):
     assert f"pgx/{name}" in env_ids("pgx")
-    check_env(*make(f"pgx/{name}"))
+    check_env(*make(f"pgx/{name}", episode_length=100))

@@ -35,6 +35,7 @@ class Jumanji(eqx.Module):
     - The observation is a dict, of dicts where jumanji nests; its parts have jumanji's dtypes. The exceptions: `step_count` (`step` in
       SearchAndRescue) is the fraction of the time limit that has passed, as counts of thousands would drown the rest; bytes, which are
       codes of things here and no brightness, are int32; and what has three axes and is no image (`grid`) keeps the first of them only.
+      TSP's `position` is -1 before the first city, outside its space: one-hot it is all zeros.
     - `action_mask` is a vector. In `JOINT` the mask is of combinations of choices, and the action is one choice among all combinations,
       in the order of the mask's entries, so that what the mask allows is exactly what is legal. Elsewhere each choice has its part of it.
     - Several agents are one learner, which chooses for all of them. The reward is the sum of theirs.
