@@ -28,8 +28,8 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
 
     - `env_id`: the name of an environment of gymnax (or one added with `gymnax.register`), such as `"CartPole-v1"`;
       `suite/name`, such as `"popgym/RepeatPreviousEasy"` (POPGym's tasks of memory), `"brax/ant"` (brax:
-      `pip install 'eqxrl[brax]'`), `"navix/Navix-DoorKey-5x5-v0"` or `"xminigrid/MiniGrid-Empty-8x8"`; or `"path/to/file.py:Name"` for a class, or a function that returns an environment, in a file
-      of your own.
+      `pip install 'eqxrl[brax]'`), `"navix/Navix-DoorKey-5x5-v0"` or `"xminigrid/MiniGrid-Empty-8x8"`; or
+      `"path/to/file.py:Name"` for a class, or a function that returns an environment, in a file of your own.
 
     **Raises:** `TypeError` for an id that is no string, `ValueError` for an unknown one, with the names that come nearest;
     what `from_file` raises for a file; `ConnectionError` when the data of MNISTBandit can't be had.

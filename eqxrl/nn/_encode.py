@@ -107,7 +107,7 @@ class Convolve(AbstractEncoder):
         self.out = NormedLinear(linear, eqx.nn.LayerNorm(self.size)) if layer_norm else linear
 
     def __call__(self, obs: Shaped[Array, "height width channels"], dtype: DTypeLike) -> Float[Array, " size"]:
-        x = obs.astype(dtype) / jnp.asarray(self.highest, dtype) if obs.dtype == jnp.uint8 else obs.astype(dtype)
+        x = obs.astype(dtype) / jnp.asarray(self.highest, dtype)[None, None] if obs.dtype == jnp.uint8 else obs.astype(dtype)
         for convolution in self.convolutions:
             x = self.activation(convolution(x))
         return apply_hidden(self.out, self.activation, jnp.ravel(x))

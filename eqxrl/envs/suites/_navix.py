@@ -35,7 +35,8 @@ class Navix(eqx.Module):
         return self.env().max_steps
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
-        timestep = self.env().reset(key)
+        # A typed key in the state would count as used in each branch of navix's choice among actions, when keys are checked.
+        timestep = self.env().reset(jax.random.key_data(key))
         return timestep.observation, timestep
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:

@@ -61,4 +61,5 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[XMiniGrid, None]:
     name = env_id.partition("/")[2]
     if name not in (known := xminigrid.registered_environments()):
         raise unknown("xminigrid", env_id, known)
-    return XMiniGrid(*xminigrid.make(name, **env_kwargs), env_id), None
+    env, env_params = xminigrid.make(name, **env_kwargs)
+    return XMiniGrid(env, env_params, env_id), None
