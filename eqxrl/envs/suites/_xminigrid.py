@@ -30,7 +30,8 @@ class XMiniGrid(eqx.Module):
         return self.env_params.max_steps
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
-        timestep = self.env.reset(self.env_params, key)
+        # A typed key in the state would count as used where a stepper chooses between states, when keys are checked.
+        timestep = self.env.reset(self.env_params, jax.random.key_data(key))
         return timestep.observation, timestep
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
