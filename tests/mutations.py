@@ -104,7 +104,7 @@ BUGS = [
     ("choices of several in the wrong order", JOINT, "jnp.concatenate(logits, axis=-1)", "jnp.concatenate(logits[::-1], axis=-1)"),
     ("squashing without its slope", BOUNDED, " + self._log_slope(u), axis=-1)", ", axis=-1)"),
     ("a convolution's patches are turned", LAYERS, "shifted(i, j) for i in range", "shifted(j, i) for i in range"),
-    ("bytes of an image as they are", ENCODE, "obs.astype(dtype) / 255", "obs.astype(dtype)"),
+    ("bytes of an image as they are", ENCODE, "obs.astype(dtype) / jnp.asarray(self.highest, dtype)[None, None]", "obs.astype(dtype)"),
     ("V-trace's ratios aren't clipped", VTRACE, "jnp.minimum(self.rho_clip, ratio)", "ratio"),
     ("gradients flow through V-trace's targets", VTRACE_LOSS, "jax.lax.stop_gradient(estimate)", "estimate"),
     ("quantiles at the ends of their parts", TD, "+ 0.5) / n", ") / n"),

@@ -222,6 +222,12 @@ _ALL = (
              learning_rate=1e-3, gamma=0.999, ent_coef=0.005, max_grad_norm=0.5, normalize_observations=True, normalize_rewards=True),
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("mlp", dict(log_std_init=0.5))),
     ),
+    *(  # With a learning rate that stays, a policy that had found the goal each time may lose it for good.
+        Preset(
+            env_id, "ppo", "tuned", "tuned here", dict(total_timesteps=total_timesteps, eval_freq=32_768, max_grad_norm=0.5), anneal=_LR,
+        )
+        for env_id, total_timesteps in (("navix/Navix-Empty-8x8-v0", 196_608), ("navix/Navix-DoorKey-5x5-v0", 393_216))
+    ),
     Preset(
         "Breakout-MinAtar", "ppo", "purejaxrl", "PureJaxRL, README, MinAtar",
         dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,

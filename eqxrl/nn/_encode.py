@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
 from eqxrl._typing import Observation
@@ -73,26 +74,27 @@ class Embed(AbstractEncoder):
 
 
 class Convolve(AbstractEncoder):
-    """An image `[height width channels]` through convolutions and a layer. Bytes are divided by 255."""
+    """An image `[height width channels]` through convolutions and a layer. Bytes are divided by the highest that a channel may have."""
 
     convolutions: tuple[Convolution, ...]
     out: eqx.nn.Linear | NormedLinear
     activation: Callable = eqx.field(static=True)
+    highest: tuple[float, ...] = eqx.field(static=True)
     size: int = eqx.field(static=True)
 
     def __init__(
         self, shape: tuple[int, ...], *, layers: Sequence[Sequence[int]] | None = None, size: int | None = None,
-        activation: Callable = jax.nn.relu, layer_norm: bool = False, key: Key[Array, ""],
+        activation: Callable = jax.nn.relu, layer_norm: bool = False, highest: Sequence[float] = (255.0,), key: Key[Array, ""],
     ):
         """**Arguments:** the image's shape; channels, kernel and stride of each convolution, and the size of the layer after them. By
         default these are `NATURE` and 512 for an image of at least 36 pixels on each side, else `MINATAR` and 128. `layer_norm`: of the
-        channels at each place, and of the layer after them.
+        channels at each place, and of the layer after them. `highest`: byte, of each channel or of all.
 
         **Raises:** `ValueError` for an image that is smaller than a kernel.
         """
         large = min(shape[:2]) >= 36
         layers = (NATURE if large else MINATAR) if layers is None else layers
-        self.size, self.activation = (512 if large else 128) if size is None else size, activation
+        self.size, self.activation, self.highest = (512 if large else 128) if size is None else size, activation, tuple(highest)
         *keys, out_key = jax.random.split(key, len(layers) + 1)
         (rows, columns, channels), convolutions = shape, []
         for (out, kernel, stride), key in zip(layers, keys, strict=True):
@@ -105,7 +107,7 @@ class Convolve(AbstractEncoder):
         self.out = NormedLinear(linear, eqx.nn.LayerNorm(self.size)) if layer_norm else linear
 
     def __call__(self, obs: Shaped[Array, "height width channels"], dtype: DTypeLike) -> Float[Array, " size"]:
-        x = obs.astype(dtype) / 255 if obs.dtype == jnp.uint8 else obs.astype(dtype)
+        x = obs.astype(dtype) / jnp.asarray(self.highest, dtype)[None, None] if obs.dtype == jnp.uint8 else obs.astype(dtype)
         for convolution in self.convolutions:
             x = self.activation(convolution(x))
         return apply_hidden(self.out, self.activation, jnp.ravel(x))
@@ -144,7 +146,7 @@ class Encoder(AbstractEncoder):
             if isinstance(space, MultiDiscrete):
                 return OneHot(space.nvec)
             if convolve and is_image(space):
-                return Convolve(space.shape, layers=layers, layer_norm=layer_norm, key=key)
+                return Convolve(space.shape, layers=layers, layer_norm=layer_norm, highest=_highest(space), key=key)
             return Flatten(math.prod(space.shape))
 
         self.parts = tuple(make(found[path], key) for path, key in zip(self.paths, keys))
@@ -165,6 +167,14 @@ def encoder_key(key: Key[Array, ""]) -> Key[Array, ""]:
 def is_image(space: Any) -> bool:
     """Of one array: whether it has the axes `[height width channels]`."""
     return isinstance(space, Box) and len(space.shape) == 3
+
+
+def _highest(image: Box) -> tuple[float, ...]:
+    """Of each channel: numbers of things, such as of the tiles of a grid, may not come near 255."""
+    if image.dtype != jnp.uint8 or isinstance(image.high, Tracer):
+        return (255.0,)
+    high = np.broadcast_to(np.asarray(image.high, np.float32), image.shape)
+    return tuple(np.maximum(high.max((0, 1)), 1.0).tolist())
 
 
 def has_images(observation_space: Any) -> bool:

@@ -60,6 +60,9 @@ def test_images_by_their_size_and_dtype():
     assert small.out.in_features == 8 * 8 * 16 and small.size == 128
     image = jax.random.randint(KEY, (10, 10, 4), 0, 256)
     np.testing.assert_allclose(small(image.astype(jnp.uint8), jnp.float32), small(image / 255.0, jnp.float32), rtol=1e-5, atol=1e-6)
+    tiles = spaces.Box(0, [12, 2], (5, 5, 2), jnp.uint8)  # numbers of things, far from 255
+    image, (encoder,) = spaces.sample(tiles, KEY), Encoder(tiles, convolve=True, key=KEY).parts
+    np.testing.assert_allclose(encoder(image, jnp.float32), encoder(image / jnp.array([[[12.0, 2.0]]]), jnp.float32), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"a convolution of 3 x 3 doesn't fit 2 x 8 pixels, of an image \[2, 8, 1\]"):
         Convolve((2, 8, 1), key=KEY)
 
