@@ -65,6 +65,8 @@ class Environment(Protocol):
     - `name: str`, by default the class's;
     - `max_steps: int | None`, a time limit that `step` keeps to by reporting `truncated`;
     - `default_params`, what is passed as `params` by default, else `None` is;
+    - `reset_pool: int | None`: a reset is dear, so while an algorithm collects let episodes open from so many first states that are kept
+      (`ResetFromPool`); 0 or `None` for resets of their own, which evaluations have always;
     - `picture(state, params) -> uint8 [height width 3]`, what a GIF shows of a concrete state. Small ones are scaled up.
 
     `eqxrl.check_env(env)` finds out whether an environment keeps to all of this.

@@ -197,7 +197,7 @@ def test_pool_opens_episodes_from_its_states(key):
     stepper = ResetFromPool(4)
     _, out = jax.jit(lambda: rollout(stepper, env, params, key))()
     firsts = np.asarray(out.obs)[np.asarray(out.done)]
-    pool = np.asarray(out.reset_state[0][0])
+    pool = np.asarray(out.reset_state[0][0][0])
     assert len(np.unique(pool, axis=0)) == 4
     assert {x.tobytes() for x in firsts} == {x.tobytes() for x in pool}
     np.testing.assert_array_equal(np.asarray(out.env_state.time)[np.asarray(out.done)], 0)
