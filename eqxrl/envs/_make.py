@@ -7,7 +7,7 @@ from eqxrl._extras import how_to_install
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.envs._contract import as_environment
 from eqxrl.envs._wrappers import SelectObservation
-from eqxrl.envs.suites import _brax, _gymnax, _popgym
+from eqxrl.envs.suites import _brax, _craftax, _gymnax, _popgym
 
 NO_VELOCITY = {
     "CartPoleNoVel-v1": ("CartPole-v1", (0, 2)),
@@ -15,7 +15,7 @@ NO_VELOCITY = {
     "MountainCarContinuousNoVel-v0": ("MountainCarContinuous-v0", (0,)),
 }
 """gymnax's, and the components of their observations that are no velocities."""
-SUITES: dict[str, Any] = {"brax": _brax, "popgym": _popgym}
+SUITES: dict[str, Any] = {"brax": _brax, "craftax": _craftax, "popgym": _popgym}
 """Environments called `suite/name`. Each has `PACKAGE`, what is imported (`None` for our own), `names()`, and `make(env_id, env_kwargs)`,
 which gives one and its parameters. A package's extra is called as the suite."""
 
@@ -28,8 +28,8 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
 
     - `env_id`: the name of an environment of gymnax (or one added with `gymnax.register`), such as `"CartPole-v1"`;
       `suite/name`, such as `"popgym/RepeatPreviousEasy"` (POPGym's tasks of memory) or `"brax/ant"` (brax:
-      `pip install 'eqxrl[brax]'`); or `"path/to/file.py:Name"` for a class, or a function that returns an environment, in a file
-      of your own.
+      `pip install 'eqxrl[brax]'`; `suites()` lists the others); or `"path/to/file.py:Name"` for a class, or a function that returns an
+      environment, in a file of your own.
 
     **Raises:** `TypeError` for an id that is no string, `ValueError` for an unknown one, with the names that come nearest;
     what `from_file` raises for a file; `ConnectionError` when the data of MNISTBandit can't be had.
