@@ -6,6 +6,7 @@ from eqxrl.algorithms._hparams import AbstractHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy
 from eqxrl.algorithms._parts import name_of, part
 from eqxrl.collectors import AbstractCollector, RolloutCollector
+from eqxrl.envs import default_stepper
 from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, VTraceLoss
 
@@ -63,7 +64,7 @@ class IMPALA(AbstractOnPolicy):
 
     @part(AbstractCollector)
     def collector(self):
-        return RolloutCollector(num_envs=self.hp.num_envs, num_steps=self.hp.num_steps)
+        return RolloutCollector(self.hp.num_envs, self.hp.num_steps, default_stepper(self.env))
 
     @part(AbstractAdvantage)
     def advantage(self):

@@ -6,6 +6,7 @@ from eqxrl.algorithms._hparams import AbstractMinibatchHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy
 from eqxrl.algorithms._parts import part
 from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
+from eqxrl.envs import default_stepper
 from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, PPOLoss
 
@@ -53,7 +54,7 @@ class PPO(AbstractOnPolicy):
     def collector(self):
         hp = self.hp
         scaling = RewardScaling(gamma=hp.gamma) if hp.normalize_rewards else None
-        return RolloutCollector(num_envs=hp.num_envs, num_steps=hp.num_steps, reward_scaling=scaling)
+        return RolloutCollector(hp.num_envs, hp.num_steps, default_stepper(self.env), reward_scaling=scaling)
 
     @part(AbstractAdvantage)
     def advantage(self):

@@ -9,6 +9,7 @@ from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams, AbstractMini
 from eqxrl.algorithms._on_policy import AbstractOnPolicy, OnPolicyState
 from eqxrl.algorithms._parts import part
 from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
+from eqxrl.envs import default_stepper
 from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, QLoss
 from eqxrl.nn import AbstractActorCritic, Exploring, QActorCritic, QNetwork
@@ -50,7 +51,7 @@ class PQN(AbstractOnPolicy):
     def collector(self):
         hp = self.hp
         scaling = RewardScaling(gamma=hp.gamma) if hp.normalize_rewards else None
-        return RolloutCollector(num_envs=hp.num_envs, num_steps=hp.num_steps, reward_scaling=scaling)
+        return RolloutCollector(hp.num_envs, hp.num_steps, default_stepper(self.env), reward_scaling=scaling)
 
     @part(AbstractAdvantage)
     def advantage(self):

@@ -16,6 +16,7 @@ from eqxrl.algorithms._hparams import AbstractMinibatchHParams
 from eqxrl.algorithms._parts import part
 from eqxrl.algorithms._transitions import AbstractOnTransitions, TransitionsState
 from eqxrl.collectors import AbstractCollector, RewardScaling, TransitionCollector
+from eqxrl.envs import default_stepper
 from eqxrl.learners import clipped, swap_or_not
 from eqxrl.losses import PathwiseLoss, TemperedActor
 from eqxrl.nn import ActionValue, HLGauss, Sampling, StochasticActor, trainable
@@ -92,7 +93,7 @@ class REPPO(AbstractOnTransitions):
     def collector(self):
         hp = self.hp
         scaling = RewardScaling(gamma=hp.gamma) if hp.normalize_rewards else None
-        return TransitionCollector(num_envs=hp.num_envs, num_steps=hp.num_steps, reward_scaling=scaling)
+        return TransitionCollector(hp.num_envs, hp.num_steps, default_stepper(self.env), reward_scaling=scaling)
 
     @part(PathwiseLoss)
     def loss(self):

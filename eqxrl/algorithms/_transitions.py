@@ -14,6 +14,7 @@ from eqxrl.algorithms._bitwise import tied_to
 from eqxrl.algorithms._parts import part
 from eqxrl.buffers import BufferState
 from eqxrl.collectors import AbstractCollector, TransitionCollector
+from eqxrl.envs import default_stepper
 from eqxrl.nn import AbstractPolicy, has_action_mask
 
 
@@ -50,7 +51,7 @@ class AbstractOnTransitions(AbstractAlgorithm[TransitionsState, Transitions]):
 
     @part(AbstractCollector)
     def collector(self):
-        return TransitionCollector(num_envs=self.hp.num_envs, num_steps=self.hp.num_steps)
+        return TransitionCollector(self.hp.num_envs, self.hp.num_steps, default_stepper(self.env))
 
     def init_train_state(self, rng: KeyLike) -> TransitionsState:
         """The state before training; `rng` is a key or a seed. The networks' key and the environments' are separate."""

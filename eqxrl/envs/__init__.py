@@ -27,6 +27,7 @@ from eqxrl.envs._stepper import NeverReset as NeverReset
 from eqxrl.envs._stepper import ResetFromPool as ResetFromPool
 from eqxrl.envs._stepper import ResetWhenDone as ResetWhenDone
 from eqxrl.envs._stepper import VecStep as VecStep
+from eqxrl.envs._stepper import default_stepper as default_stepper
 from eqxrl.envs._stepper import vec_step as vec_step
 from eqxrl.envs._wrappers import SelectObservation as SelectObservation
 from eqxrl.envs._wrappers import ShowLastStep as ShowLastStep

@@ -63,8 +63,10 @@ class Environment(Protocol):
     Optional attributes:
 
     - `name: str`, by default the class's;
-    - `max_steps: int | None`, a time limit that `step` keeps to by reporting `truncated`;
+    - `max_steps: int | None`, a time limit that `step` keeps to by reporting `truncated`; or a function of the parameters that gives it;
     - `default_params`, what is passed as `params` by default, else `None` is;
+    - `reset_pool: int | None`: a reset is dear, so while an algorithm collects let episodes open from so many first states that are kept
+      (`ResetFromPool`); 0 or `None` for resets of their own, which evaluations have always;
     - `picture(state, params) -> uint8 [height width 3]`, what a GIF shows of a concrete state. Small ones are scaled up;
     - `not_restored: str`, said when a run is resumed: what a checkpoint lacks, since it isn't in the arrays of the state.
 
@@ -149,14 +151,15 @@ def class_name(env: Any) -> str:
 
 def episode_limit(env_params: Any, env: Any = None) -> Any:
     """The most steps that an episode takes: the least of `env_params.max_steps_in_episode`, rounded up to a whole number (it
-    may be a float), and the `max_steps` of `env` and of what it wraps. `None` where there is none or it is infinite. A
-    traced value, such as a limit that `vmap` sweeps, comes back traced.
+    may be a float), and the `max_steps` of `env` and of what it wraps, called with `env_params` where it is a function. `None`
+    where there is none or it is infinite. A traced value, such as a limit that `vmap` sweeps, comes back traced.
 
     **Raises:** `ValueError` for a limit that is an array of several numbers.
     """
     limits, traced = [], []
     for owner, attribute in ((env_params, "max_steps_in_episode"), *((layer, "max_steps") for layer in layers(env))):
-        limit = getattr(owner, attribute, None)
+        limit: Any = getattr(owner, attribute, None)
+        limit = limit(env_params) if callable(limit) else limit
         if isinstance(limit, Tracer):
             traced.append(limit)
         elif limit is not None and np.size(limit) != 1:

@@ -17,6 +17,7 @@ action led to. One whose episodes all begin as the first one of their environmen
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from eqxrl._cond import cond_any
+from eqxrl._cond import cond_any, cond_each
 from eqxrl._structs import AbstractSteps
 from eqxrl._typing import Action, Observation, field, leading, strong, typed
 from eqxrl.envs._protocol import Transition
@@ -88,9 +89,10 @@ class ResetWhenDone(AbstractStepper):
 
 class ResetFromPool(AbstractStepper):
     """Where an episode ended the next one opens at one of `num_states` first states, drawn at random with replacement. The
-    whole pool is renewed before each rollout, at the cost of `num_states` resets, so first states repeat within a rollout
-    but not between rollouts. Pays where a reset is dear (a generated level, a settled physics state) and episodes end
-    more often in a rollout than `num_states` times.
+    whole pool is renewed, by `num_states` resets, before a rollout if as many episodes as it has states have opened from it
+    since the last time: an episode costs at most one reset, also where rollouts are short, and less where many end in one.
+    Pays where a reset is dear (a generated level, a settled physics state), since `ResetWhenDone` resets all environments
+    where one ended. Where parameters change between rollouts, first states may be of the parameters before.
 
     **Raises:** `ValueError` for an empty pool.
     """
@@ -103,7 +105,7 @@ class ResetFromPool(AbstractStepper):
 
     def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
         keys = jax.vmap(jr.split)(keys)
-        return *_reset_all(env, env_params, keys[:, 0]), self.refresh(env, env_params, keys[0, 1], ())
+        return *_reset_all(env, env_params, keys[:, 0]), self._renewed(env, env_params, keys[0, 1])
 
     def step(
         self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
@@ -114,10 +116,17 @@ class ResetFromPool(AbstractStepper):
             index = jax.vmap(lambda key: jr.randint(key, (), 0, self.num_states))(keys)
             return jax.tree.map(lambda x: x[index], pool)
 
-        return vec_step(stepped, reset_state, draw, keys[1], reset_state)
+        pool, num_opened = reset_state
+        after = vec_step(stepped, reset_state, draw, keys[1], pool)
+        return dataclasses.replace(after, reset_state=(pool, num_opened + jnp.sum(after.done, dtype=jnp.int32)))
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
-        return _reset_all(env, env_params, jr.split(key, self.num_states))
+        used_up = reset_state[1] >= self.num_states
+        return cond_each(used_up, lambda _: self._renewed(env, env_params, key), lambda kept: kept, reset_state)
+
+    def _renewed(self, env: Any, env_params: Any, key: Key[Array, ""]) -> PyTree:
+        """The pool, and how many episodes have opened from it."""
+        return _reset_all(env, env_params, jr.split(key, self.num_states)), jnp.zeros((), jnp.int32)
 
 
 class NeverReset(AbstractStepper):
@@ -134,6 +143,12 @@ class NeverReset(AbstractStepper):
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
         return reset_state
+
+
+def default_stepper(env: Any) -> AbstractStepper:
+    """What steps `env` where nobody says otherwise: `ResetFromPool` where it has a `reset_pool`, else `ResetWhenDone`."""
+    num_states = getattr(env, "reset_pool", None)
+    return ResetFromPool(num_states) if num_states else ResetWhenDone()
 
 
 def vec_step(stepped: Transition, reset_state: PyTree, first: Callable[..., Any] | None = None, *operands: Any) -> VecStep:

@@ -140,7 +140,7 @@ def with_title(picture: "Image", left: str, right: str) -> "Image":
 
     picture.thumbnail((MOST, MOST))
     font, margin = ImageFont.load_default(size=18), 10
-    width = max(picture.width, 420)
+    width = max(picture.width, 420, round(font.getlength(left)) + 240)  # the same for every frame, however long the numbers get
     framed = Image.new("RGB", (width, picture.height + 36), WHITE)
     framed.paste(picture, ((width - picture.width) // 2, 36))
     draw = ImageDraw.Draw(framed)

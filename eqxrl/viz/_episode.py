@@ -18,6 +18,8 @@ from eqxrl.viz._writers import WRITERS, require_av
 
 LAST_FRAME_S = 1.5
 """How long the last frame stays, before a GIF starts over."""
+CHUNK = 500
+"""At most so many steps are played before it is asked whether the episode is over."""
 
 
 def render_episode(
@@ -73,13 +75,15 @@ def render_episode(
     if Path(path).suffix.lower() == ".mp4":
         require_av()
     with written_whole(path, *WRITERS) as unfinished:
-        first, after, rewards, over = jax.device_get(_play(env, env_params, act, as_key(key), min(limits)))
+        first, chunks = _play(env, env_params, act, as_key(key), min(limits))
+        rewards, over = (np.concatenate([chunk[i] for chunk in chunks])[: min(limits)] for i in (1, 2))
         length = min(int((~over).sum()) + 1, len(over))
         returns = np.concatenate([[0.0], rewards[:length].cumsum(dtype=np.float64)])
         shown = np.linspace(0, length, min(length + 1, max_frames)).round().astype(int)
         lost = over[length - 1] and getattr(env, "whole_step", False)
         drawn = np.minimum(shown, length - 1) if lost else shown
-        env_states = (first if t == 0 else jax.tree.map(lambda x: x[t - 1], after) for t in drawn)
+        size = len(chunks[0][1])
+        env_states = (first if t == 0 else jax.tree.map(lambda x: x[(t - 1) % size], chunks[(t - 1) // size][0]) for t in drawn)
         pictures = renderer.pictures(drawn_env, env_params, env_states if renderer is OWN else map(_innermost, env_states))
         titled = (with_title(picture, name, f"step {t}   return {returns[t]:.2f}") for t, picture in zip(shown, pictures))
         durations = [1 / fps] * (len(shown) - 1) + [LAST_FRAME_S]
@@ -87,30 +91,49 @@ def render_episode(
     return Path(path)
 
 
-@eqx.filter_jit
-def _play(
-    env: Any, env_params: PyTree, act: Callable, key: Key[Array, ""], num_steps: int
-) -> tuple[PyTree, PyTree, Float[Array, " steps"], Bool[Array, " steps"]]:
-    """The first state; then for each step the state that it led to, its reward, and whether the episode was over after it.
-    What follows the end is filler."""
-    stepper = NeverReset()
+def _play(env: Any, env_params: PyTree, act: Callable, key: Key[Array, ""], num_steps: int) -> tuple[PyTree, list[Any]]:
+    """The first state, and chunks of: for each step the state that it led to, its reward, and whether the episode was over after it. They
+    go on to the chunk in which the episode ends, or to `num_steps`; what follows these is filler. A limit may be far beyond where
+    episodes end, and its states more than fit into memory."""
     reset_key, key = jax.random.split(key)
-    obs, env_state, kept = stepper.init(env, env_params, reset_key[None])
+    num_chunks = -(-num_steps // CHUNK)
+    keys = jax.random.split(key, (num_chunks, -(-num_steps // num_chunks)))
+    carried = _begin(env, env_params, act, reset_key)
+    first, chunks = jax.device_get(jax.tree.map(lambda x: x[0], carried[1])), []
+    for chunk in keys:
+        carried, played = _go_on(env, env_params, act, carried, chunk)
+        chunks.append(jax.device_get(played))
+        if chunks[-1][2][-1]:
+            break
+    return first, chunks
 
-    remembers = hasattr(act, "initial_carry")
 
+@eqx.filter_jit
+def _begin(env: Any, env_params: PyTree, act: Callable, key: Key[Array, ""]) -> Any:
+    obs, env_state, _ = NeverReset().init(env, env_params, key[None])
+    return obs, env_state, jnp.zeros((1,), bool), act.initial_carry() if _remembers(act) else ()  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@eqx.filter_jit
+def _go_on(
+    env: Any, env_params: PyTree, act: Callable, carried: Any, keys: Key[Array, " steps"]
+) -> tuple[Any, tuple[PyTree, Float[Array, " steps"], Bool[Array, " steps"]]]:
     def one_step(carry: Any, key: Any) -> Any:
         obs, env_state, over, memory = carry
         act_key, step_key = jax.random.split(key)
         one = jax.tree.map(lambda x: x[0], obs)
-        action, memory = act(one, act_key, memory) if remembers else (act(one, act_key), memory)
-        after = stepper.step(env, env_params, jax.random.split(step_key, (2, 1)), env_state, kept, jax.tree.map(lambda x: x[None], action))
+        action, memory = act(one, act_key, memory) if _remembers(act) else (act(one, act_key), memory)
+        action = jax.tree.map(lambda x: x[None], action)
+        after = NeverReset().step(env, env_params, jax.random.split(step_key, (2, 1)), env_state, (), action)
         over |= after.done
         return (after.obs, after.env_state, over, memory), (after.env_state, after.reward, over)
 
-    begin = (obs, env_state, jnp.zeros((1,), bool), act.initial_carry() if remembers else ())  # pyright: ignore[reportFunctionMemberAccess]
-    _, played = jax.lax.scan(one_step, begin, jax.random.split(key, num_steps))
-    return jax.tree.map(lambda x: x[0], env_state), *jax.tree.map(lambda x: x[:, 0], played)
+    carried, played = jax.lax.scan(one_step, carried, keys)
+    return carried, jax.tree.map(lambda x: x[:, 0], played)
+
+
+def _remembers(act: Callable) -> bool:
+    return hasattr(act, "initial_carry")
 
 
 def _innermost(state: PyTree) -> PyTree:

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quick_jit
+from scipy import stats
 
-from eqxrl import check_env, make
-from eqxrl.envs import ResetWhenDone, episode_limit
+from eqxrl import PPO, PPOHParams, check_env, make
+from eqxrl.envs import ResetFromPool, ResetWhenDone, default_stepper, episode_limit
 
 needs_brax = pytest.mark.skipif(importlib.util.find_spec("brax") is None, reason="brax isn't installed")
 
@@ -75,3 +77,29 @@ def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
 @pytest.mark.parametrize("name", ["inverted_pendulum", "reacher"])
 def test_it_keeps_to_the_contract(name):
     check_env(*make(f"brax/{name}", episode_length=20))
+
+
+@needs_brax
+def test_first_states_from_the_pool_are_distributed_as_those_of_resets():
+    """Episodes of three steps, by PPO's own collector; over many pools, since what opens from one is no more than a sample of it."""
+    env, params = make("brax/inverted_pendulum", episode_length=3, reset_pool=32)
+    ppo = PPO.create(env=env, env_params=params, hp=PPOHParams(num_envs=32, num_steps=12))
+    assert ppo.collector.stepper == ResetFromPool(32)
+    rollout = quick_jit(lambda ts: ppo.get_batch(ts, 0))
+    ts, opened = quick_jit(ppo.init_train_state)(jax.random.key(0)), []
+    for _ in range(50):
+        ts, batch = rollout(ts)
+        opened.append(np.asarray(batch.trajectories.obs)[1:][np.asarray(batch.trajectories.done)[:-1]])
+    assert all(90 <= len(x) <= 128 and len(np.unique(x, axis=0)) <= 32 for x in opened)
+    distinct = np.unique(np.concatenate(opened), axis=0)
+    assert len(distinct) > 1450  # of 1,600, less those that were never drawn
+    fresh = np.asarray(quick_jit(jax.vmap(lambda key: env.reset(key, params)[0]))(jax.random.split(jax.random.key(1), 4000)))
+    for component in range(4):
+        assert stats.ks_2samp(distinct[:, component], fresh[:, component]).pvalue > 0.001
+        assert stats.ks_2samp(distinct[:, component], 1.2 * fresh[:, component]).pvalue < 0.001  # it would have been noticed
+
+
+@needs_brax
+def test_the_pool_can_be_turned_off():
+    assert default_stepper(make("brax/inverted_pendulum")[0]) == ResetFromPool(256)
+    assert default_stepper(make("brax/inverted_pendulum", reset_pool=0)[0]) == ResetWhenDone()

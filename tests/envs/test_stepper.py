@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from gymnax.wrappers import FlattenObservationWrapper, LogWrapper
-from toy_envs import Params, ResetEveryStep, Walk
+from toy_envs import Params, ResetEveryStep, Walk, box
 
 import eqxrl
 from eqxrl.envs import (
@@ -23,6 +23,7 @@ from eqxrl.envs import (
     TimeLimit,
     TimeLimitIsTerminal,
     as_environment,
+    default_stepper,
     make,
 )
 from eqxrl.spaces import sample
@@ -197,7 +198,7 @@ def test_pool_opens_episodes_from_its_states(key):
     stepper = ResetFromPool(4)
     _, out = jax.jit(lambda: rollout(stepper, env, params, key))()
     firsts = np.asarray(out.obs)[np.asarray(out.done)]
-    pool = np.asarray(out.reset_state[0][0])
+    pool = np.asarray(out.reset_state[0][0][0])
     assert len(np.unique(pool, axis=0)) == 4
     assert {x.tobytes() for x in firsts} == {x.tobytes() for x in pool}
     np.testing.assert_array_equal(np.asarray(out.env_state.time)[np.asarray(out.done)], 0)
@@ -206,12 +207,76 @@ def test_pool_opens_episodes_from_its_states(key):
 def test_pool_is_renewed(key):
     env, params = make("CartPole-v1")
     stepper = ResetFromPool(4)
-    _, _, pool = stepper.init(env, params, jr.split(key, 2))
-    new = stepper.refresh(env, params, jr.key(1), pool)
-    assert not np.isin(np.asarray(new[0]), np.asarray(pool[0])).any()
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), pool)
+    _, _, (pool, num_opened) = stepper.init(env, params, jr.split(key, 2))
+    assert num_opened == 0
+    renewed = stepper.refresh(env, params, jr.key(1), (pool, jnp.array(4)))
+    assert not np.isin(np.asarray(renewed[0][0]), np.asarray(pool[0])).any() and renewed[1] == 0
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), renewed[0]) == jax.tree.map(lambda x: (x.shape, x.dtype), pool)
+    kept = pool, jnp.array(3)
+    assert_bitwise_equal(stepper.refresh(env, params, jr.key(1), kept), kept)
     with pytest.raises(ValueError, match="num_states=0"):
         ResetFromPool(0)
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_a_pool_costs_an_episode_at_most_one_reset(seeds):
+    """Also where a rollout is one step, as off-policy; counted by callbacks, which a branch that isn't run doesn't make."""
+    resets = []
+
+    class Counted(Walk):
+        def reset(self, key, params):
+            obs, state = super().reset(key, params)
+            jax.debug.callback(resets.append, state.x)  # one call for each that is batched
+            return obs, state
+
+    env, params, stepper = Counted(), Params(3, noise=0.0), ResetFromPool(4)
+
+    def start(key):
+        return stepper.init(env, params, jr.split(key, 2))[1:]
+
+    def one(key, state, kept):
+        kept = stepper.refresh(env, params, key, kept)
+        out = stepper.step(env, params, jr.split(key, (2, 2)), state, kept, jnp.array([1, 1]))
+        return out.env_state, out.reset_state
+
+    batched = (lambda f: f) if seeds is None else jax.vmap
+    keys = jr.key(0) if seeds is None else jr.split(jr.key(0), seeds)
+    carried = jax.jit(batched(start))(keys)
+    counts, step = [], jax.jit(batched(one))
+    for _ in range(13):
+        carried = step(keys, *carried)
+        jax.effects_barrier()
+        counts.append(len(resets) // (seeds or 1))
+    # Two episodes end after every third step, so the four states are used up after the sixth and the twelfth.
+    np.testing.assert_array_equal(np.diff(counts), [0] * 5 + [4] + [0] * 5 + [4])
+
+
+def test_where_a_reset_is_dear_algorithms_draw_first_states_from_a_pool():
+    """Unless a collector is passed. Evaluations begin anew."""
+
+    class Dear(Walk):
+        reset_pool = 7
+
+    def used(cls, env, **parts):
+        algo = cls.create(env=env, **parts)
+        assert isinstance(algo.evaluator.stepper, NeverReset)
+        return algo.collector.stepper
+
+    wrapped, same = TimeLimit(Dear(), 9), ResetWhenDone()
+    for cls in (eqxrl.PPO, eqxrl.A2C, eqxrl.IMPALA, eqxrl.PQN, eqxrl.DQN, eqxrl.SAC):
+        assert (used(cls, Dear()), used(cls, wrapped), used(cls, Walk())) == (ResetFromPool(7), ResetFromPool(7), same)
+    for cls in (eqxrl.TD3, eqxrl.REPPO):
+        for env, expected in ((Dear(), ResetFromPool(7)), (Walk(), same)):
+            env.action_space = lambda params: box(-1.0, 1.0, ())
+            assert used(cls, env) == expected
+    assert used(eqxrl.PPO, Dear(), collector=lambda hp: eqxrl.RolloutCollector(hp.num_envs, hp.num_steps)) == same
+    assert used(eqxrl.DQN, Dear(), collector=lambda hp: eqxrl.TransitionCollector(hp.num_envs, hp.num_steps)) == same
+    for none in (0, None):
+        Dear.reset_pool = none
+        assert default_stepper(Dear()) == default_stepper(TimeLimit(Dear(), 9)) == same
+    Dear.reset_pool = -1
+    with pytest.raises(ValueError, match="num_states=-1"):
+        default_stepper(Dear())
 
 
 def test_the_resets_are_left_out_where_nothing_ended():

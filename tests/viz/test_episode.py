@@ -284,6 +284,18 @@ def test_long_episodes_are_thinned(tmp_path, key, titles):
     assert len(titles) == 5
 
 
+@pytest.mark.parametrize("lamps, limit", [(10, 100), (10, 7), (9, 9)])
+def test_episodes_are_played_in_chunks(lamps, limit, tmp_path, key, titles, monkeypatch):
+    """Which aren't to be seen, but for the memory and the time that a limit far beyond the end would take."""
+    whole = frames_of(render_episode(Lamps(lamps), None, right, tmp_path / "x.gif", key, max_steps=limit))
+    expected, chunks, go_on = list(titles), [], episode._go_on
+    titles.clear()
+    monkeypatch.setattr(episode, "CHUNK", 4)
+    monkeypatch.setattr(episode, "_go_on", lambda *args: chunks.append(None) or go_on(*args))
+    np.testing.assert_array_equal(frames_of(render_episode(Lamps(lamps), None, right, tmp_path / "x.gif", key, max_steps=limit)), whole)
+    assert titles == expected and len(whole) == 1 + min(lamps, limit) and len(chunks) == -(-min(lamps, limit) // 4)
+
+
 def test_an_environment_without_a_name_or_parameters(tmp_path, key, titles):
     render_episode(Lamps(), None, right, tmp_path / "x.gif", key, max_steps=1)
     assert titles[0][0] == "Lamps"

@@ -22,6 +22,7 @@ class Brax(eqx.Module):
 
     env: Any = eqx.field(static=True)
     name: str = eqx.field(static=True)
+    reset_pool: int | None = eqx.field(static=True, default=None)
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
         state = self.env.reset(key)
@@ -43,14 +44,14 @@ def names() -> list[str]:
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:
-    """With `episode_length` steps, by default 1,000, as in brax's own training; the other arguments are the environment's, such as
-    `backend`."""
+    """With `episode_length` steps, by default 1,000, as in brax's own training, and `reset_pool` first states for training, by default 256,
+    since a reset costs as much as a step; the other arguments are the environment's, such as `backend`."""
     envs: Any = extra("brax.envs", "brax", env_id)
     name = env_id.partition("/")[2]
     if name not in envs._envs:
         raise unknown("brax", env_id, envs._envs)
-    episode_length = env_kwargs.pop("episode_length", 1000)
+    episode_length, reset_pool = env_kwargs.pop("episode_length", 1000), env_kwargs.pop("reset_pool", 256)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Brax System", UserWarning)  # that its makers recommend another suite
         env = envs.get_environment(name, **env_kwargs)
-    return TimeLimit(Brax(env, env_id), episode_length), None
+    return TimeLimit(Brax(env, env_id, reset_pool), episode_length), None

@@ -92,8 +92,9 @@ class Jumanji(eqx.Module):
 
     def picture(self, state: Any, params: Any = None) -> UInt8[np.ndarray, "height width 3"]:
         """What jumanji's viewer draws, with Matplotlib."""
-        from jumanji.viewer import MatplotlibViewer
         from matplotlib import pyplot as plt
+
+        viewer_class = extra("jumanji.viewer", "jumanji", "a picture").MatplotlibViewer
 
         drawn: list[np.ndarray] = []
 
@@ -104,7 +105,7 @@ class Jumanji(eqx.Module):
 
         env = copy.copy(self.env)
         for name, viewer in vars(self.env).items():
-            if isinstance(viewer, MatplotlibViewer):
+            if isinstance(viewer, viewer_class):
                 viewer = copy.copy(viewer)
                 viewer._display = take
                 setattr(env, name, viewer)

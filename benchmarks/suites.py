@@ -1,0 +1,172 @@
+"""Environments of other suites, stepped at random: env steps per second through the package, beside the suite used by hand.
+
+    python benchmarks/suites.py                      # those that are installed
+    python benchmarks/suites.py navix jumanji
+
+64 environments at once, medians of 7 runs, interleaved. By hand: the suite's own step with its own automatic reset, in a scan. Both draw
+actions alike. PPO: env steps per second of training with 64 environments, 128 steps, 4 minibatches, 4 epochs, without compilation.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from eqxrl import PPO, PPOHParams, make, set_cpu_flags
+from eqxrl.envs import default_stepper, known_suites
+from eqxrl.spaces import sample
+
+NUM_ENVS, NUM_STEPS, RUNS = 64, 500, 7
+ENVS = {
+    "gymnax": "CartPole-v1", "brax": "brax/inverted_pendulum", "craftax": "craftax/Craftax-Classic-Symbolic-v1",
+    "gymnasium": "gymnasium/CartPole-v1", "jumanji": "jumanji/Snake-v1",
+    "navix": "navix/Navix-Empty-8x8-v0", "pgx": "pgx/2048", "popgym": "popgym/RepeatPreviousEasy",
+    "xminigrid": "xminigrid/MiniGrid-Empty-8x8",
+}
+By = tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]
+"""`reset(key) -> state` and `step(key, state, action) -> state` of one environment, which resets by itself."""
+
+
+def gymnax_by_hand(name: str) -> By:
+    import gymnax
+
+    env, params = gymnax.make(name)
+    return lambda key: env.reset(key, params)[1], lambda key, state, action: env.step(key, state, action, params)[1]
+
+
+def brax_by_hand(name: str) -> By:
+    import brax.envs
+
+    env = brax.envs.create(name, episode_length=1000, auto_reset=True)
+    return env.reset, lambda key, state, action: env.step(jax.tree.map(lambda x: x, state), action)
+
+
+def craftax_by_hand(name: str) -> By:
+    from craftax.craftax_env import make_craftax_env_from_name
+
+    env: Any = make_craftax_env_from_name(name, auto_reset=True)
+    params = env.default_params
+    return lambda key: env.reset(key, params)[1], lambda key, state, action: env.step(key, state, action, params)[1]
+
+
+def jumanji_by_hand(name: str) -> By:
+    import jumanji
+    from jumanji.wrappers import AutoResetWrapper
+
+    env = AutoResetWrapper(jumanji.make(name))
+    return lambda key: env.reset(key)[0], lambda key, state, action: env.step(state, action)[0]
+
+
+def navix_by_hand(name: str) -> By:
+    import navix
+
+    env = navix.make(name)
+    return env.reset, lambda key, state, action: env.step(state, action)
+
+
+def pgx_by_hand(name: str) -> By:
+    import pgx
+    from pgx.experimental.wrappers import auto_reset
+
+    env = pgx.make(name)
+    step = auto_reset(env.step, env.init)
+    return env.init, lambda key, state, action: step(state, action, key)
+
+
+def xminigrid_by_hand(name: str) -> By:
+    import xminigrid
+    from xminigrid.wrappers import GymAutoResetWrapper
+
+    env, params = xminigrid.make(name)
+    env = GymAutoResetWrapper(env)
+    return lambda key: env.reset(params, key), lambda key, state, action: env.step(params, state, action)
+
+
+def scanned(reset: Any, step: Any, action_space: Any) -> Callable[[Any], Any]:
+    @jax.jit
+    def run(key: Any) -> Any:
+        def body(state: Any, key: Any) -> Any:
+            keys = jr.split(key, (2, NUM_ENVS))
+            return step(keys, state, jax.vmap(partial(sample, action_space))(keys[0])), ()
+
+        start_key, key = jr.split(key)
+        return jax.lax.scan(body, reset(jr.split(start_key, NUM_ENVS)), jr.split(key, NUM_STEPS))[0]
+
+    return run
+
+
+def through_package(env: Any, params: Any) -> Callable[[Any], Any]:
+    stepper = default_stepper(env)
+
+    def step(keys: Any, state: Any, action: Any) -> Any:
+        after = stepper.step(env, params, keys, *state, action)
+        return after.env_state, after.reset_state
+
+    return scanned(lambda keys: stepper.init(env, params, keys)[1:], step, env.action_space(params))
+
+
+def by_hand(suite: str, name: str, action_space: Any) -> Callable[[Any], Any] | None:
+    if suite == "gymnasium":
+        return partial(gymnasium_by_hand, name)
+    made = globals().get(f"{suite}_by_hand")
+    if made is None:
+        return None
+    reset, step = made(name)
+    return scanned(jax.vmap(reset), lambda keys, state, action: jax.vmap(step)(keys[1], state, action), action_space)
+
+
+def gymnasium_by_hand(name: str, key: Any) -> Any:
+    import gymnasium
+
+    envs = gymnasium.make_vec(name, NUM_ENVS, vectorization_mode="sync")
+    envs.reset(seed=0)
+    for _ in range(NUM_STEPS):
+        obs = envs.step(envs.action_space.sample())[0]
+    return jnp.asarray(obs)
+
+
+def seconds(run: Callable[[Any], Any], key: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(jax.tree.leaves(run(key)))
+    return time.perf_counter() - start
+
+
+def ppo_rate(env: Any, params: Any) -> float:
+    steps = NUM_ENVS * 128 * 4
+    hp = PPOHParams(num_envs=NUM_ENVS, num_steps=128, num_minibatches=4, num_epochs=4, total_timesteps=steps, eval_freq=steps)
+    algo = PPO.create(env=env, env_params=params, hp=hp)
+    iterate = jax.jit(lambda state: algo.iterations(state, 4)[0])
+    state = jax.jit(algo.init_train_state)(jr.key(0))
+    seconds(iterate, state)
+    return steps / statistics.median(seconds(iterate, state) for _ in range(3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suites", nargs="*")
+    suites = parser.parse_args().suites or [suite for suite, missing in known_suites().items() if not missing and suite in ENVS]
+    set_cpu_flags(num_devices=1)
+    print("| environment | by hand | eqxrl | ratio | with PPO |\n|---|---|---|---|---|")
+    for suite in suites:
+        env, params = make(ENVS[suite])
+        name = ENVS[suite].removeprefix(f"{suite}/")
+        both = [by_hand(suite, name, env.action_space(params)), through_package(env, params)]
+        times: list[list[float]] = [[], []]
+        for i in range(RUNS + 1):
+            for run, spent in zip(both, times):
+                if run is not None:
+                    spent.append(seconds(run, jr.key(i)))
+        theirs, ours = (NUM_ENVS * NUM_STEPS / statistics.median(spent[1:]) if spent else None for spent in times)
+        beside = f"{theirs / 1000:,.1f}k" if theirs else "-"
+        ratio = f"{ours / theirs:.2f}" if theirs else "-"
+        print(f"| {ENVS[suite]} | {beside} | {ours / 1000:,.1f}k | {ratio} | {ppo_rate(env, params) / 1000:,.1f}k |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
