@@ -142,7 +142,7 @@ def ppo_rate(env: Any, params: Any) -> float:
     hp = PPOHParams(num_envs=NUM_ENVS, num_steps=128, num_minibatches=4, num_epochs=4, total_timesteps=steps, eval_freq=steps)
     algo = PPO.create(env=env, env_params=params, hp=hp)
     iterate = jax.jit(lambda state: algo.iterations(state, 4)[0])
-    state = jax.jit(algo.init_train_state)(jr.key(0))
+    state = algo.init_train_state(0)
     seconds(iterate, state)
     return steps / statistics.median(seconds(iterate, state) for _ in range(3))
 
