@@ -192,3 +192,18 @@ def test_what_is_left_alone_is_played_anew_and_memory_is_bounded(monkeypatch):
         for _ in range(15):
             state = step(state, jnp.array(1))[1]
     assert env.host.kept_steps <= 50 and len(env.host.episodes) <= 50 + 40 + 15 * 4 and len(env.host.spare) < 20
+
+
+def test_only_what_ended_is_reset(monkeypatch):
+    resets = []
+    reset = Host._reset
+    monkeypatch.setattr(Host, "_reset", lambda self, *args: resets.append(args) or reset(self, *args))
+    env, params = make(CARTPOLE, max_episode_steps=50)
+    stepper, keys = ResetWhenDone(), jax.random.split(jax.random.key(0), 4)
+    _, state, kept = stepper.init(env, params, keys)
+    step = jax.jit(lambda keys, state: stepper.step(env, params, keys, state, kept, jnp.array([0, 1, 0, 1])))
+    ends = 0
+    for t in range(40):
+        out = step(jax.random.split(jax.random.key(1 + t), (2, 4)), state)
+        state, ends = out.env_state, ends + int(out.done.sum())
+    assert ends > 4 and len(resets) <= 4 + ends + 4 + ends  # the first observation, and the first step

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Key, PyTree, UInt8, UInt32
+from jaxtyping import Array, Bool, Key, PyTree, UInt8, UInt32
 
 from eqxrl._extras import extra
 from eqxrl.envs._protocol import Transition
@@ -41,8 +41,11 @@ class Gymnasium(eqx.Module):
     not_restored = "gymnasium's environments can't be saved, so the episodes that were going on are cut off, and new ones begin"
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[PyTree, HostState]:
+        return self.reset_where(key, jnp.ones((), bool))
+
+    def reset_where(self, key: Key[Array, ""], needed: Bool[Array, ""], params: Any = None) -> tuple[PyTree, HostState]:
         seed = jr.bits(key, (), jnp.uint32)
-        obs = jax.pure_callback(self.host.reset, self._shapes(), seed, vmap_method="broadcast_all")
+        obs = jax.pure_callback(self.host.reset, self._shapes(), seed, needed, vmap_method="broadcast_all")
         return obs, HostState(jnp.zeros(3, jnp.uint32).at[0].set(seed), obs)
 
     def step(self, key: Key[Array, ""], state: HostState, action: PyTree, params: Any = None) -> Transition:

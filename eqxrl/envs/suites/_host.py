@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree, UInt8, UInt32
+from jaxtyping import Array, Bool, PyTree, UInt8, UInt32
 
 from eqxrl.spaces import as_space, parts
 
@@ -53,11 +53,12 @@ class Host:
         self.observation_space, self.action_space = as_space(env.observation_space), as_space(env.action_space)
         self.blank = jax.tree.map(lambda space: np.zeros(space.shape, space.dtype), parts(self.observation_space))
 
-    def reset(self, seed: UInt32[Array, "*batch"]) -> PyTree:
-        """First observations, `[*batch ...]`."""
-        seeds = np.asarray(seed)
+    def reset(self, seed: UInt32[Array, "*batch"], needed: Bool[Array, "*batch"]) -> PyTree:
+        """First observations, `[*batch ...]`; zeros where they aren't needed."""
+        seeds, asked = np.asarray(seed), np.asarray(needed).ravel().tolist()
         with self.lock:
-            return self._stacked([self._reset(s, 2 * seeds.size) for s in seeds.ravel().tolist()], seeds.shape)
+            obs = [self._reset(s, 2 * seeds.size) if x else None for s, x in zip(seeds.ravel().tolist(), asked)]
+        return self._stacked(obs, seeds.shape)
 
     def step(self, state: UInt32[Array, "*batch 3"], action: PyTree) -> tuple[PyTree, UInt32[np.ndarray, "*batch 3"]]:
         """What actions `[*batch ...]` lead to: the observations, and of each step the hash of its state, its flags (1 where it was taken,
