@@ -45,7 +45,7 @@ def names() -> list[str]:
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:
     """With `episode_length` steps, by default 1,000, as in brax's own training, and `reset_pool` first states for training, by default 256,
-    since a reset costs as much as a step; the other arguments are the environment's, such as `backend`."""
+    since a reset may cost as much as a step; the other arguments are the environment's, such as `backend`."""
     envs: Any = extra("brax.envs", "brax", env_id)
     name = env_id.partition("/")[2]
     if name not in envs._envs:
