@@ -73,6 +73,12 @@ _ALL = (
         anneal=("learning_rate", "clip_eps"),
     ),
     Preset(
+        "gymnasium/CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
+        dict(num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=49_920, num_seeds_per_eval=32,
+             learning_rate=1e-3, clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False),
+        anneal=("learning_rate", "clip_eps"),
+    ),
+    Preset(
         "CartPole-v1", "ppo", "cleanrl", "CleanRL ppo.py; PureJaxRL ppo.py",
         dict(num_envs=4, num_steps=128, num_minibatches=4, num_epochs=4, total_timesteps=500_000, eval_freq=50_000,
              learning_rate=2.5e-4, max_grad_norm=0.5),

@@ -80,7 +80,8 @@ class Host:
             actions = self._actions(state)
             if actions is None:
                 raise ValueError("this state can't be drawn: another process played its episode, or it is too long ago")
-            os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame would open the sound card
+            for device in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):  # pygame would open the sound card
+                os.environ.setdefault(device, "dummy")
             env, before = self.drawn or (self.make(render_mode="rgb_array"), None)
             if before is None or self.episodes.get(before) is not self.episodes.get(state) or before[1] > state[1]:
                 env.reset(seed=state[0])
