@@ -15,6 +15,7 @@ import numpy as np
 
 from eqxrl import Trainer, set_cpu_flags
 from eqxrl.algorithms import AbstractAlgorithm, preset
+from eqxrl.envs import known_suites
 from eqxrl.viz import iqm
 
 # environment, algorithm, preset, total env steps (None: the preset's), seeds, target in words, target as a test of the seeds' means
@@ -29,6 +30,11 @@ ROWS = [
     ("MountainCar-v0", "dqn", "zoo", None, 10, "mean >= -115", lambda x: x.mean() >= -115),
     ("Acrobot-v1", "dqn", "zoo", None, 10, "mean >= -85", lambda x: x.mean() >= -85),
     ("Acrobot-v1", "dqn", "qr", None, 10, "mean >= -80", lambda x: x.mean() >= -80),
+    ("gymnasium/CartPole-v1", "ppo", "zoo", None, 4, "every seed >= 475", lambda x: min(x) >= 475),
+    ("navix/Navix-Empty-8x8-v0", "ppo", "tuned", None, 5, "every seed >= 0.9", lambda x: min(x) >= 0.9),
+    ("navix/Navix-DoorKey-5x5-v0", "ppo", "tuned", None, 5, "every seed >= 0.9", lambda x: min(x) >= 0.9),
+    ("pgx/tic_tac_toe", "ppo", "tuned", None, 5, "mean >= 0.8", lambda x: x.mean() >= 0.8),
+    ("jumanji/Game2048-v1", "ppo", "tuned", None, 3, "every seed >= 3195, 3 times random", lambda x: min(x) >= 3195),
     ("CartPoleNoVel-v1", "ppo", "lstm", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "gru", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "mlp", None, 10, "each < 150", lambda x: max(x) < 150),
@@ -76,6 +82,9 @@ def main() -> None:
     for env_id, algorithm, name, total, seeds, target, held in ROWS:
         wanted = zip((args.env_id, args.algo, args.preset), (env_id, algorithm, name))
         if any(x not in (None, there) for x, there in wanted):
+            continue
+        if missing := known_suites().get(env_id.partition("/")[0]):
+            print(f"| {env_id} | {algorithm} | {name} | needs {missing} |", flush=True)
             continue
         algo = preset(env_id, algorithm, name).create(**({} if total is None else dict(total_timesteps=total)))
         x, steps, seconds = judge(algo, seeds, args.seed)

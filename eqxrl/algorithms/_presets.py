@@ -235,6 +235,13 @@ _ALL = (
         for env_id, total_timesteps in (("navix/Navix-Empty-8x8-v0", 196_608), ("navix/Navix-DoorKey-5x5-v0", 393_216))
     ),
     Preset(
+        "pgx/tic_tac_toe", "ppo", "tuned", "tuned here", dict(total_timesteps=303_104, eval_freq=50_000, learning_rate=1e-3),
+    ),
+    Preset(
+        "jumanji/Game2048-v1", "ppo", "tuned", "tuned here",
+        dict(total_timesteps=499_712, eval_freq=124_928, num_seeds_per_eval=64, learning_rate=1e-3, gamma=0.997, normalize_rewards=True),
+    ),
+    Preset(
         "Breakout-MinAtar", "ppo", "purejaxrl", "PureJaxRL, README, MinAtar",
         dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
              learning_rate=5e-3, max_grad_norm=0.5),

@@ -8,7 +8,7 @@ from scipy.stats import trim_mean
 
 from eqxrl import LinearSchedule
 from eqxrl.algorithms import ALGORITHMS, PRESETS, preset
-from eqxrl.envs import env_name
+from eqxrl.envs import env_name, known_suites
 
 ALL = [(env_id, algo, name) for env_id, algos in PRESETS.items() for algo, presets in algos.items() for name in presets]
 
@@ -16,6 +16,8 @@ ALL = [(env_id, algo, name) for env_id, algos in PRESETS.items() for algo, prese
 @pytest.mark.parametrize("env_id, algo, name", ALL)
 def test_a_preset_makes_its_algorithm(env_id, algo, name):
     chosen = preset(env_id, algo, name)
+    if known_suites().get(env_id.partition("/")[0]):
+        pytest.skip(f"needs what {env_id} is of")
     ppo = chosen.create(num_seeds_per_eval=7)
     assert type(ppo) is ALGORITHMS[algo] and chosen.algorithm == algo
     assert env_name(ppo.env) == chosen.env_id == env_id
