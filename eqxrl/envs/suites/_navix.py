@@ -36,17 +36,19 @@ class Navix(eqx.Module):
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
         # A typed key in the state would count as used in each branch of navix's choice among actions, when keys are checked.
-        timestep = self.env().reset(jax.random.key_data(key))
+        with jax.numpy_rank_promotion("allow"):  # which navix relies on
+            timestep = self.env().reset(jax.random.key_data(key))
         return timestep.observation, timestep
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
-        timestep = self.env()._step(state, action)
+        with jax.numpy_rank_promotion("allow"):
+            timestep = self.env()._step(state, action)
         terminated = timestep.step_type == 2  # which hides a time limit at the same step
         return timestep.observation, timestep, timestep.reward, terminated, timestep.t >= self.max_steps, {}
 
     def observation_space(self, params: Any = None) -> Box:
         env = self.env()
-        obs = jax.eval_shape(env.reset, jax.random.key(0)).observation
+        obs, _ = jax.eval_shape(self.reset, jax.random.key(0))
         low, high = BOUNDS.get(env.observation_fn.__name__, (env.observation_space.minimum, env.observation_space.maximum))
         if np.ndim(high) and type(env).__name__ == "KeyCorridor":
             high = [10, 5, 255]  # where a door is, 1 - 2 of its state, in a byte
@@ -61,7 +63,8 @@ class Navix(eqx.Module):
 
 @jax.jit
 def _draw(state: Any) -> Array:
-    return extra("navix.observations", "navix", "a picture").rgb(state)
+    with jax.numpy_rank_promotion("allow"):
+        return extra("navix.observations", "navix", "a picture").rgb(state)
 
 
 def names() -> list[str]:
