@@ -31,11 +31,13 @@ class XMiniGrid(eqx.Module):
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
         # A typed key in the state would count as used where a stepper chooses between states, when keys are checked.
-        timestep = self.env.reset(self.env_params, jax.random.key_data(key))
+        with jax.numpy_rank_promotion("allow"):  # which LockedRoom relies on
+            timestep = self.env.reset(self.env_params, jax.random.key_data(key))
         return timestep.observation, timestep
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
-        timestep = self.env.step(self.env_params, state, action)
+        with jax.numpy_rank_promotion("allow"):
+            timestep = self.env.step(self.env_params, state, action)
         truncated = timestep.state.step_num >= self.max_steps  # also at a step that does the task, which the discount of 0 hides
         return timestep.observation, timestep, timestep.reward, timestep.discount == 0, truncated, {}
 
