@@ -20,7 +20,10 @@ NAMES = ("Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1", "Craftax-Sy
 
 class Craftax(eqx.Module):
     """An environment of Craftax. Its parameters are Craftax's own, whose `max_timesteps` is the time limit. `info` has, where an episode
-    ended, 100 for each achievement that was unlocked in it, else 0."""
+    ended, 100 for each achievement that was unlocked in it, else 0.
+
+    It is given the bits of keys, not typed keys, with the same numbers: making a world it splits a key that it has drawn from, which JAX's
+    check of typed keys (`jax.debug_key_reuse`, in `verify`) would report as the collector's."""
 
     env: Any = eqx.field(static=True)
     name: str = eqx.field(static=True)
@@ -34,11 +37,11 @@ class Craftax(eqx.Module):
         return (params or self.default_params).max_timesteps
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
-        return self.env.reset_env(key, params or self.default_params)
+        return self.env.reset_env(jax.random.key_data(key), params or self.default_params)
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
         params = params or self.default_params
-        obs, state, reward, _, info = self.env.step_env(key, state, action, params)
+        obs, state, reward, _, info = self.env.step_env(jax.random.key_data(key), state, action, params)
         endless = dataclasses.replace(params, max_timesteps=np.iinfo(np.int32).max)
         return obs, state, reward, self.env.is_terminal(state, endless), state.timestep >= params.max_timesteps, info
 
