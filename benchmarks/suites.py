@@ -3,8 +3,9 @@
     python benchmarks/suites.py                      # those that are installed
     python benchmarks/suites.py navix jumanji
 
-64 environments at once, medians of 7 runs, interleaved. By hand: the suite's own step with its own automatic reset, in a scan. Both draw
-actions alike. PPO: env steps per second of training with 64 environments, 128 steps, 4 minibatches, 4 epochs, without compilation.
+64 environments at once, medians of 7 runs, interleaved (of 3 with PPO). By hand: the suite's own step with its own automatic reset, in a
+scan. Both draw actions alike. PPO: env steps per second of training with 64 environments, 128 steps, 4 minibatches, 4 epochs, without
+compilation.
 """
 
 import argparse

@@ -66,3 +66,10 @@ def forget_programs():
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def promotion_of_ranks():
+    """For suites that rely on it; it raises by default, see above."""
+    with jax.numpy_rank_promotion("allow"):
+        yield

@@ -48,11 +48,11 @@ class Preset:
 
 _ZOO = "RL Baselines3 Zoo, hyperparams"  # its vf_coef of 0.5 weighs the whole squared error, `PPOLoss`'s half of it: 1.0 here
 _LR = ("learning_rate",)
-_NO_VELOCITY = dict(
+_CARTPOLE_PPO = dict(
     num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984, learning_rate=1e-3, clip_eps=0.2,
-    gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False, normalize_observations=True,
-    normalize_rewards=True,
+    gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False,
 )
+_NO_VELOCITY = _CARTPOLE_PPO | dict(normalize_observations=True, normalize_rewards=True)
 _CARTPOLE_DQN = dict(
     num_envs=1, num_steps=256, updates_per_iteration=128, buffer_size=100_000, batch_size=64, learning_starts=1_000, target_update_freq=128,
     total_timesteps=49_920, eval_freq=4_992, learning_rate=2.3e-3, epsilon_end=0.04, exploration_fraction=0.16,
@@ -66,16 +66,9 @@ _PENDULUM_SAC = dict(
     learning_rate=1e-3,
 )
 _ALL = (
+    Preset("CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml", _CARTPOLE_PPO, anneal=("learning_rate", "clip_eps")),
     Preset(
-        "CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
-        dict(num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=9_984, learning_rate=1e-3,
-             clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False),
-        anneal=("learning_rate", "clip_eps"),
-    ),
-    Preset(
-        "gymnasium/CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml",
-        dict(num_envs=8, num_steps=32, num_minibatches=1, num_epochs=20, total_timesteps=99_840, eval_freq=49_920, num_seeds_per_eval=32,
-             learning_rate=1e-3, clip_eps=0.2, gamma=0.98, gae_lambda=0.8, ent_coef=0.0, vf_coef=1.0, max_grad_norm=0.5, clip_value=False),
+        "gymnasium/CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml", _CARTPOLE_PPO | dict(eval_freq=49_920, num_seeds_per_eval=32),
         anneal=("learning_rate", "clip_eps"),
     ),
     Preset(
@@ -136,7 +129,7 @@ _ALL = (
         ),
     ),
     Preset(
-        "MountainCar-v0", "dqn", "zoo", f"{_ZOO}/dqn.yml",
+        "MountainCar-v0", "dqn", "zoo", f"{_ZOO}/dqn.yml, with a falling learning rate",
         dict(num_envs=1, num_steps=16, updates_per_iteration=8, buffer_size=10_000, batch_size=128, learning_starts=1_000, gamma=0.98,
              target_update_freq=300, total_timesteps=120_000, eval_freq=12_000, learning_rate=4e-3, epsilon_end=0.07, double=False),
         anneal=_LR, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256)))),

@@ -71,8 +71,8 @@ class AbstractStepper(eqx.Module):
 
 
 class ResetWhenDone(AbstractStepper):
-    """Computes resets only on steps where an episode ended, of all environments then; the numbers are those of a reset at every
-    step. With so many environments that an episode ends at nearly every step the two cost the same."""
+    """Computes resets only on steps where an episode ended, of all environments then, unless these have a `reset_where`; the numbers are
+    those of a reset at every step. With so many environments that an episode ends at nearly every step the two cost the same."""
 
     def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
         return *_reset_all(env, env_params, keys), ()

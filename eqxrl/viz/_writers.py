@@ -1,6 +1,7 @@
 """Pictures to files, by the file's suffix."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,6 @@ from eqxrl._extras import extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-FPS = 50
-"""Of an MP4, in which a picture that is to stay is repeated."""
 
 
 def require_av() -> Any:
@@ -31,17 +29,19 @@ def write_gif(path: Path, pictures: "Iterator[Image]", durations: list[float]) -
 
 
 def write_mp4(path: Path, pictures: "Iterator[Image]", durations: list[float]) -> None:
-    """H.264 in `yuv420p`, which every browser plays, and which needs even sides."""
+    """H.264 in `yuv420p`, which every browser plays, and which needs even sides. A picture that stays for longer than the first one is
+    repeated."""
     av = require_av()
     with av.open(str(path), "w", format="mp4") as file:
-        stream = file.add_stream("libx264", rate=FPS)
+        rate = Fraction(1 / durations[0]).limit_denominator(1000)
+        stream = file.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
         for picture, seconds in zip(pictures, durations):
             pixels = np.asarray(picture.convert("RGB"))
             even = np.pad(pixels, ((0, picture.height % 2), (0, picture.width % 2), (0, 0)), mode="edge")
             if (stream.height, stream.width) != even.shape[:2]:  # all are of one size
                 stream.height, stream.width = even.shape[:2]
-            for _ in range(max(round(seconds * FPS), 1)):
+            for _ in range(round(seconds * rate)):
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         file.mux(stream.encode())
 

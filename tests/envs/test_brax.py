@@ -1,7 +1,6 @@
 """brax's environments beside brax used by hand: `pip install 'eqxrl[brax]'`, or these tests are left out."""
 
 import importlib.util
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +12,14 @@ from scipy import stats
 from eqxrl import PPO, PPOHParams, check_env, make
 from eqxrl.envs import ResetFromPool, ResetWhenDone, default_stepper, episode_limit
 
-needs_brax = pytest.mark.skipif(importlib.util.find_spec("brax") is None, reason="brax isn't installed")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("brax") is None, reason="brax isn't installed")
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "brax", None)
-    monkeypatch.setitem(sys.modules, "brax.envs", None)
-    with pytest.raises(ImportError, match=r"brax/hopper needs brax: pip install 'eqxrl\[brax\]'"):
-        make("brax/hopper", backend="spring")
-
-
-@needs_brax
 def test_unknown_names():
     with pytest.raises(ValueError, match="brax has no environment 'brax/hoper'; did you mean hopper"):
         make("brax/hoper")
 
 
-@needs_brax
 @pytest.mark.filterwarnings("ignore:Brax System")
 def test_episodes_end_as_they_do_in_brax_and_after_the_time_limit():
     """Pushed hard, the pendulum falls after some steps, each time from another beginning."""
@@ -57,7 +47,6 @@ def test_episodes_end_as_they_do_in_brax_and_after_the_time_limit():
     assert ended.any() and cut_off.any()
 
 
-@needs_brax
 def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     env, params = make("brax/inverted_pendulum", episode_length=3)
     stepper, keys = ResetWhenDone(), jax.random.split(jax.random.key(1), 4)
@@ -73,13 +62,11 @@ def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     assert len(np.unique(np.concatenate(firsts)[:, 0])) == 12
 
 
-@needs_brax
 @pytest.mark.parametrize("name", ["inverted_pendulum", "reacher"])
 def test_it_keeps_to_the_contract(name):
     check_env(*make(f"brax/{name}", episode_length=20))
 
 
-@needs_brax
 def test_first_states_from_the_pool_are_distributed_as_those_of_resets():
     """Episodes of three steps, by PPO's own collector; over many pools, since what opens from one is no more than a sample of it."""
     env, params = make("brax/inverted_pendulum", episode_length=3, reset_pool=32)
@@ -99,7 +86,6 @@ def test_first_states_from_the_pool_are_distributed_as_those_of_resets():
         assert stats.ks_2samp(distinct[:, component], 1.2 * fresh[:, component]).pvalue < 0.001  # it would have been noticed
 
 
-@needs_brax
 def test_the_pool_can_be_turned_off():
     assert default_stepper(make("brax/inverted_pendulum")[0]) == ResetFromPool(256)
     assert default_stepper(make("brax/inverted_pendulum", reset_pool=0)[0]) == ResetWhenDone()

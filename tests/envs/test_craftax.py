@@ -1,7 +1,6 @@
 """Craftax's environments beside Craftax used by hand: `pip install 'eqxrl[craftax]'`, or these tests are left out."""
 
 import importlib.util
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +11,17 @@ from helpers import quick_jit
 from eqxrl import check_env, make
 from eqxrl.envs import ResetFromPool, ResetWhenDone, check_spaces, default_stepper, env_ids, episode_limit
 
-needs_craftax = pytest.mark.skipif(importlib.util.find_spec("craftax") is None, reason="craftax isn't installed")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("craftax") is None, reason="craftax isn't installed")
 CLASSIC = "craftax/Craftax-Classic-Symbolic-v1"
 LEFT, RIGHT = 1, 2
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "craftax", None)
-    monkeypatch.setitem(sys.modules, "craftax.craftax_env", None)
-    with pytest.raises(ImportError, match=r"craftax/Craftax-Symbolic-v1 needs craftax: pip install 'eqxrl\[craftax\]'"):
-        make("craftax/Craftax-Symbolic-v1", static_env_params=None)
-
-
-@needs_craftax
 def test_names():
     with pytest.raises(ValueError, match="craftax has no environment 'craftax/Craftax-Symbolic'; did you mean Craftax-Symbolic-v1"):
         make("craftax/Craftax-Symbolic")
     assert len(env_ids("craftax")) == 4 and CLASSIC in env_ids("craftax")
 
 
-@needs_craftax
 def test_parameters_are_craftax_s_own():
     env, params = make(CLASSIC)
     assert episode_limit(params, env) == episode_limit(None, env) == params.max_timesteps == 10_000
@@ -39,7 +29,6 @@ def test_parameters_are_craftax_s_own():
     assert default_stepper(env) == ResetFromPool(128) and default_stepper(make(CLASSIC, reset_pool=0)[0]) == ResetWhenDone()
 
 
-@needs_craftax
 def test_episodes_end_as_they_do_in_craftax():
     """In the lava, or without health, or after four steps, or in the lava after four steps."""
     from craftax.craftax_classic.constants import BlockType
@@ -81,7 +70,6 @@ def same(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=jax.tree_util.keystr(path))  # parameters are traced in the one
 
 
-@needs_craftax
 @pytest.mark.parametrize("stepper", [ResetFromPool(8), pytest.param(ResetWhenDone(), marks=pytest.mark.slow)], ids=repr)
 def test_beginnings_differ(stepper):
     env, params = make(CLASSIC)
@@ -105,13 +93,11 @@ def test_beginnings_differ(stepper):
     assert len({x.tobytes() for x in state.map[1::2].reshape(8, -1)}) > 3
 
 
-@needs_craftax
 @pytest.mark.parametrize("name", [CLASSIC, pytest.param("craftax/Craftax-Symbolic-v1", marks=pytest.mark.slow)])
 def test_it_fits_its_spaces(name):
     check_spaces(*make(name))
 
 
-@needs_craftax
 @pytest.mark.slow
 @pytest.mark.timeout(3000)  # textures are made once, and four large programs compiled for each
 @pytest.mark.parametrize("name", ["Classic-Symbolic", "Classic-Pixels", "Symbolic", "Pixels"])

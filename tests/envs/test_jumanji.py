@@ -1,7 +1,6 @@
 """jumanji's environments beside jumanji used by hand: `pip install 'eqxrl[jumanji]'`, or these tests are left out."""
 
 import importlib.util
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,10 @@ from eqxrl.envs import ResetWhenDone, TimeLimit, env_ids, episode_limit
 from eqxrl.nn import default_actor_critic
 from eqxrl.spaces import Box, Dict, Discrete, MultiDiscrete, bounds, parts, zeros
 
-needs_jumanji = pytest.mark.skipif(importlib.util.find_spec("jumanji") is None, reason="jumanji isn't installed")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("jumanji") is None, reason="jumanji isn't installed"),
+    pytest.mark.usefixtures("promotion_of_ranks"),
+]
 EVERY = (
     "BinPack-v2 CVRP-v1 Cleaner-v0 Connector-v3 FlatPack-v0 Game2048-v1 GraphColoring-v1 JobShop-v0 Knapsack-v1 LevelBasedForaging-v0 "
     "MMST-v0 Maze-v0 Minesweeper-v0 MultiCVRP-v0 PacMan-v1 RobotWarehouse-v0 RubiksCube-partly-scrambled-v0 RubiksCube-v0 "
@@ -22,20 +24,6 @@ EVERY = (
 """All but Sokoban, whose levels are downloaded."""
 
 
-@pytest.fixture(autouse=True)
-def promotion_of_ranks():
-    """jumanji relies on it; elsewhere in the tests it raises."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jumanji", None)
-    with pytest.raises(ImportError, match=r"jumanji/Snake-v1 needs jumanji: pip install 'eqxrl\[jumanji\]'"):
-        make("jumanji/Snake-v1", time_limit=17)
-
-
-@needs_jumanji
 def test_names():
     assert set(env_ids("jumanji")) == {f"jumanji/{name}" for name in [*EVERY, "Sokoban-v0"]}
     with pytest.raises(ValueError, match="jumanji has no environment 'jumanji/Snake-v7'; did you mean .*Snake-v1"):
@@ -69,7 +57,6 @@ def legal(key, obs):
     return jax.random.categorical(key, jnp.where(obs["action_mask"], 0.0, -jnp.inf))
 
 
-@needs_jumanji
 def test_snake_ends_as_in_jumanji_but_for_the_time_limit():
     """Among legal moves at random it runs into itself, or is cut off."""
     env, params, (first, run) = play("Snake-v1", lambda key, obs: (jax.random.randint(key, (), 0, 4),) * 2, 12, jax.random.split(
@@ -92,7 +79,6 @@ def test_snake_ends_as_in_jumanji_but_for_the_time_limit():
     assert {(True, False), (False, True)} <= kinds
 
 
-@needs_jumanji
 def test_combinations_of_choices_are_one_choice():
     """Tetris's mask is of rotations and columns together; where no column is left, the game is over."""
 
@@ -117,7 +103,6 @@ def test_combinations_of_choices_are_one_choice():
     assert {(True, False), (False, True)} <= kinds
 
 
-@needs_jumanji
 def test_several_agents_are_one_learner():
     """Connector tells its ends apart itself: by `discount`. Each agent has its part of the mask."""
     from jumanji.environments.routing.connector.generator import RandomWalkGenerator
@@ -141,7 +126,6 @@ def test_several_agents_are_one_learner():
     assert {(True, False), (False, True)} <= kinds
 
 
-@needs_jumanji
 @pytest.mark.slow
 def test_rewards_that_shrink_until_the_time_limit():
     _, _, (_, run) = play("SearchAndRescue-v0", lambda key, obs: (jax.random.uniform(key, (2, 2), minval=-1),) * 2, 40,
@@ -150,7 +134,6 @@ def test_rewards_that_shrink_until_the_time_limit():
     assert (run[1] > 0).any()
 
 
-@needs_jumanji
 def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     env, params = make("jumanji/Snake-v1", time_limit=3)
     stepper, keys = ResetWhenDone(), jax.random.split(jax.random.key(1), 4)
@@ -167,7 +150,6 @@ def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     assert len(np.unique(np.concatenate(firsts).reshape(12, -1), axis=0)) > 8
 
 
-@needs_jumanji
 def test_where_jumanji_has_no_time_limit():
     env, params = make("jumanji/TSP-v1")
     assert isinstance(env, TimeLimit) and episode_limit(params, env) == 4000
@@ -175,7 +157,6 @@ def test_where_jumanji_has_no_time_limit():
     assert episode_limit(None, make("jumanji/Snake-v1", episode_length=9)[0]) == 9
 
 
-@needs_jumanji
 def test_levels_of_ones_own():
     """Sokoban's are downloaded, unless given."""
     from jumanji.environments.routing.sokoban.generator import ToyGenerator
@@ -186,7 +167,6 @@ def test_levels_of_ones_own():
     assert obs["grid"].shape == (10, 10, 2) and obs["grid"].dtype == jnp.int32
 
 
-@needs_jumanji
 def test_pictures():
     env, params = make("jumanji/Snake-v1")
     state = env.reset(jax.random.key(0), params)[1]
@@ -194,12 +174,10 @@ def test_pictures():
     assert picture.shape == (500, 500, 3) and picture.dtype == np.uint8 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 5
 
 
-@needs_jumanji
 def test_it_keeps_to_the_contract():
     check_env(*make("jumanji/Game2048-v1"))
 
 
-@needs_jumanji
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_every_one_keeps_to_the_contract_and_is_seen_by_a_network(name):

@@ -8,7 +8,8 @@ import sys
 import gymnax
 import pytest
 
-from eqxrl.envs import Gymnax, TimeLimit, as_environment, check_env, env_name, make
+from eqxrl.envs import Gymnax, TimeLimit, as_environment, check_env, env_ids, env_name, known_suites, make
+from eqxrl.envs._make import SUITES
 
 
 def test_known_names():
@@ -40,8 +41,21 @@ def test_names_that_are_near_to_nothing_get_the_list():
 
 @pytest.mark.parametrize("name", ["atari/Pong", "procgen/CoinRun", "my_env.py", "./my_env.py", "popgym/my_env.py"])
 def test_other_suites_are_unknown(name):
-    with pytest.raises(ValueError, match=f"no environment '{name}': .*'suite/name', and the suites are brax, .*popgym.*; .*file.py:Name"):
+    suites = "brax, craftax, gymnasium, jumanji, navix, pgx, popgym, xminigrid"
+    with pytest.raises(ValueError, match=f"no environment '{name}': .*'suite/name', and the suites are {suites}; .*file.py:Name"):
         make(name)
+
+
+@pytest.mark.parametrize("suite", [suite for suite, module in SUITES.items() if module.PACKAGE])
+def test_a_suite_that_is_missing_is_named_with_the_command_that_installs_it(suite, monkeypatch):
+    package = SUITES[suite].PACKAGE
+    for module in [package, *(module for module in sys.modules if module.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    how = rf"pip install 'eqxrl\[{suite}\]'"
+    for asked, name in ((lambda: make(f"{suite}/Any-v0", size=3), f"{suite}/Any-v0"), (lambda: env_ids(suite), f"the suite {suite}")):
+        with pytest.raises(ImportError, match=f"{name} needs {package}: {how}"):
+            asked()
+    assert known_suites()[suite] == how.replace("\\", "")
 
 
 @pytest.mark.parametrize("wrong", [None, 3, gymnax.make])

@@ -1,7 +1,6 @@
 """navix's environments beside navix used by hand: `pip install 'eqxrl[navix]'`, or these tests are left out."""
 
 import importlib.util
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +12,18 @@ from eqxrl import check_env, make
 from eqxrl.envs import ResetWhenDone, env_ids, episode_limit
 from eqxrl.spaces import bounds
 
-needs_navix = pytest.mark.skipif(importlib.util.find_spec("navix") is None, reason="navix isn't installed")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("navix") is None, reason="navix isn't installed")
 TURN, FORWARD = 1, 2
 FAMILIES = ("Empty-5x5", "DoorKey-5x5", "FourRooms", "KeyCorridorS3R1", "LavaGapS5", "SimpleCrossingS9N1", "Dynamic-Obstacles-5x5",
             "DistShift1", "GoToDoor-5x5")
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "navix", None)
-    with pytest.raises(ImportError, match=r"navix/Navix-Empty-5x5-v0 needs navix: pip install 'eqxrl\[navix\]'"):
-        make("navix/Navix-Empty-5x5-v0", max_steps=3)
-
-
-@needs_navix
 def test_names():
     assert len(env_ids("navix")) == 41 and "navix/Navix-DoorKey-5x5-v0" in env_ids("navix")
     with pytest.raises(ValueError, match="navix has no environment 'navix/Empty-5x5-v0'; did you mean .*Navix-Empty-5x5-v0"):
         make("navix/Empty-5x5-v0")
 
 
-@needs_navix
 def test_steps_and_both_kinds_of_end_are_those_of_navix():
     """navix's own step resets only in the step after an end. Some walk to the goal, in 5 steps at the least; the rest run out of time."""
     import navix
@@ -70,7 +61,6 @@ def test_steps_and_both_kinds_of_end_are_those_of_navix():
     assert not going.any() and terminations > 0 and truncations > 0 and both > 0
 
 
-@needs_navix
 def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     env, params = make("navix/Navix-Empty-Random-16x16-v0", max_steps=2)
     stepper = ResetWhenDone()
@@ -86,7 +76,6 @@ def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     assert len(np.unique(np.concatenate(firsts), axis=0)) > 16
 
 
-@needs_navix
 @pytest.mark.parametrize("function", ["symbolic", "symbolic_first_person", "categorical_first_person", "rgb"])
 def test_observations_lie_in_their_space(function):
     import navix
@@ -98,7 +87,6 @@ def test_observations_lie_in_their_space(function):
     assert (obs.shape[1:], obs.dtype) == (space.shape, space.dtype) and (obs >= low).all() and (obs <= high).all()
 
 
-@needs_navix
 def test_an_observation_of_ones_own():
     import navix
 
@@ -107,7 +95,6 @@ def test_an_observation_of_ones_own():
     assert repr(env.observation_space()) == "Box(0.0, 4.0, (2,), float32)"
 
 
-@needs_navix
 def test_pictures():
     env, params = make("navix/Navix-DoorKey-6x6-v0")
     _, state = env.reset(jax.random.key(0), params)
@@ -118,7 +105,6 @@ def test_pictures():
     assert len(changed[0]) and all((8 <= x).all() and (x < 16).all() for x in changed)  # the player's place, in the second row and column
 
 
-@needs_navix
 @pytest.mark.parametrize("name", [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
 def test_it_keeps_to_the_contract(name):
     check_env(*make(f"navix/Navix-{name}-v0", max_steps=20))

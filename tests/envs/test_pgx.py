@@ -1,7 +1,6 @@
 """pgx's games beside pgx used by hand: `pip install 'eqxrl[pgx]'`, or these tests are left out."""
 
 import importlib.util
-import sys
 
 import equinox as eqx
 import jax
@@ -13,27 +12,16 @@ from eqxrl import check_env, make
 from eqxrl.envs import ResetWhenDone, TimeLimit, env_ids, episode_limit
 from eqxrl.spaces import Box, Dict, Discrete
 
-needs_pgx = pytest.mark.skipif(importlib.util.find_spec("pgx") is None, reason="pgx isn't installed")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("pgx") is None, reason="pgx isn't installed"),
+    pytest.mark.usefixtures("promotion_of_ranks"),
+]
 EVERY = (
     "2048 animal_shogi backgammon chess connect_four gardner_chess go_9x9 go_19x19 hex kuhn_poker leduc_holdem minatar-asterix "
     "minatar-breakout minatar-freeway minatar-seaquest minatar-space_invaders othello shogi sparrow_mahjong tic_tac_toe"
 ).split()
 
 
-@pytest.fixture(autouse=True)
-def promotion_of_ranks():
-    """pgx relies on it; elsewhere in the tests it raises."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pgx", None)
-    with pytest.raises(ImportError, match=r"pgx/hex needs pgx: pip install 'eqxrl\[pgx\]'"):
-        make("pgx/hex", episode_length=4)
-
-
-@needs_pgx
 def test_names():
     assert env_ids("pgx") == [f"pgx/{name}" for name in EVERY]
     with pytest.raises(ValueError, match="pgx has no environment 'pgx/tictactoe'; did you mean tic_tac_toe"):
@@ -50,7 +38,6 @@ def some_legal(key, state):
     return jnp.argmax(jnp.cumsum(mask) > (5 * state._step_count + 1) % mask.sum()).astype(jnp.int32)
 
 
-@needs_pgx
 def test_one_player_beside_pgx():
     """The same keys, the same actions, some of them illegal."""
     import pgx
@@ -79,7 +66,6 @@ def test_one_player_beside_pgx():
     assert ends == over.sum() > 0
 
 
-@needs_pgx
 def test_a_clock_that_runs_out_is_a_truncation():
     """Freeway has no other end."""
     env, params = make("pgx/minatar-freeway")
@@ -117,7 +103,6 @@ def played_by_hand(name, key, opponent, learner):
     return player, seen, rewards[1:] + [pending], state
 
 
-@needs_pgx
 @pytest.mark.parametrize("name", ["tic_tac_toe", "leduc_holdem"])
 def test_a_game_of_two_is_what_it_is_by_hand(name):
     """Whoever begins, and in whichever seat; the players' policies need no keys. The last observation is the learner's, whoever's turn it
@@ -143,7 +128,6 @@ def test_a_game_of_two_is_what_it_is_by_hand(name):
     assert players == {0, 1} and firsts == {0, 1}
 
 
-@needs_pgx
 @pytest.mark.slow
 def test_what_is_won_or_lost_before_the_first_action_is_paid_by_it():
     """In mahjong a discard of one opponent can win the game for the other."""
@@ -160,7 +144,6 @@ def test_what_is_won_or_lost_before_the_first_action_is_paid_by_it():
     assert (np.asarray(reward)[over] != 0).any()
 
 
-@needs_pgx
 def test_an_illegal_action_loses():
     env, params = make("pgx/tic_tac_toe")
     keys = jax.random.split(jax.random.key(0), 8)
@@ -173,7 +156,6 @@ def test_an_illegal_action_loses():
     assert terminated.all() and (reward == -1).all() and not truncated.any()
 
 
-@needs_pgx
 def test_opponents_act_at_random_among_what_is_legal():
     """After the learner's first corner the answer is anywhere else, each place about as often."""
     env, params = make("pgx/tic_tac_toe")
@@ -185,7 +167,6 @@ def test_opponents_act_at_random_among_what_is_legal():
     assert 300 < begins.sum() < 500 and (counts.sum() == len(boards)) and counts.min() > 20 and counts.max() < 80
 
 
-@needs_pgx
 @pytest.mark.slow
 def test_games_stopped_without_a_winner_are_truncated():
     """Of animal shogi's clock two steps are left: it stops with the learner's or after the opponent's step, and what ends it before is a
@@ -211,7 +192,6 @@ def test_games_stopped_without_a_winner_are_truncated():
         assert illegal[3].all() and (illegal[2] == -1).all() and not illegal[4][state.env_state._step_count == 0].any()
 
 
-@needs_pgx
 def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     env, params = make("pgx/2048", episode_length=3)
     assert isinstance(env, TimeLimit) and episode_limit(params, env) == 3 and episode_limit(params, make("pgx/2048")[0]) == 4000
@@ -228,18 +208,15 @@ def test_a_reset_gives_a_new_beginning_and_keeps_what_the_episode_ended_with():
     assert len(np.unique(np.concatenate(firsts).reshape(12, -1), axis=0)) > 8
 
 
-@needs_pgx
 @pytest.mark.parametrize("name", ["tic_tac_toe", "minatar-breakout"])
 def test_it_keeps_to_the_contract(name):
     check_env(*make(f"pgx/{name}"))
 
 
-@needs_pgx
 def test_arguments_of_the_game():
     assert make("pgx/minatar-breakout", sticky_action_prob=0.0, use_minimal_action_set=False)[0].action_space(None) == Discrete(6)
 
 
-@needs_pgx
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_every_one_keeps_to_the_contract(name):

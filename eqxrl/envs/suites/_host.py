@@ -83,7 +83,8 @@ class Host:
             for device in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):  # pygame would open the sound card
                 os.environ.setdefault(device, "dummy")
             env, before = self.drawn or (self.make(render_mode="rgb_array"), None)
-            if before is None or self.episodes.get(before) is not self.episodes.get(state) or before[1] > state[1]:
+            episode = self.episodes.get(state)
+            if before is None or episode is None or self.episodes.get(before) is not episode or before[1] > state[1]:
                 env.reset(seed=state[0])
                 before = (state[0], 0, 0)
             for action in actions[before[1] :]:
