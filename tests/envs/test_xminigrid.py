@@ -20,7 +20,7 @@ FAMILIES = ("MiniGrid-Empty-5x5", "MiniGrid-EmptyRandom-5x5", "MiniGrid-DoorKey-
 
 
 def test_names():
-    assert len(env_ids("xminigrid")) == 44 and "xminigrid/MiniGrid-Empty-8x8" in env_ids("xminigrid")
+    assert "xminigrid/MiniGrid-Empty-8x8" in env_ids("xminigrid")
     with pytest.raises(ValueError, match="xminigrid has no environment 'xminigrid/Empty-5x5'; did you mean .*MiniGrid-Empty-5x5"):
         make("xminigrid/Empty-5x5")
 
