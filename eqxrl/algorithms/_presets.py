@@ -65,6 +65,7 @@ _PENDULUM_SAC = dict(
     num_envs=1, num_steps=8, updates_per_iteration=8, buffer_size=20_000, learning_starts=100, total_timesteps=20_000, eval_freq=2_000,
     learning_rate=1e-3,
 )
+_OTHER_SUITES = dict(num_envs=16, num_steps=128, num_minibatches=8, num_epochs=4, learning_rate=1e-3, max_grad_norm=0.5)
 _ALL = (
     Preset("CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml", _CARTPOLE_PPO, anneal=("learning_rate", "clip_eps")),
     Preset(
@@ -229,6 +230,24 @@ _ALL = (
     ),
     Preset(
         "pgx/tic_tac_toe", "ppo", "tuned", "tuned here", dict(total_timesteps=303_104, eval_freq=50_000, learning_rate=1e-3),
+    ),
+    *(
+        Preset(
+            env_id, "ppo", "tuned", "tuned here", _OTHER_SUITES | dict(total_timesteps=total_timesteps, eval_freq=eval_freq) | more,
+            anneal=_LR,
+        )
+        for env_id, total_timesteps, eval_freq, more in (
+            ("brax/inverted_pendulum", 409_600, 40_960,
+             dict(num_epochs=8, normalize_observations=True, ent_coef=0.0, clip_value=False)),
+            ("brax/fast", 204_800, 20_480,
+             dict(normalize_observations=True, normalize_rewards=True, ent_coef=0.0, clip_value=False)),
+            ("gymnasium/InvertedPendulum-v5", 100_352, 100_352,
+             dict(num_envs=8, num_steps=256, num_epochs=8, normalize_observations=True, ent_coef=0.0, num_seeds_per_eval=16)),
+            ("jumanji/Tetris-v0", 1_024_000, 102_400, dict(num_envs=32, normalize_rewards=True)),
+            ("pgx/connect_four", 303_104, 30_720, {}),
+            ("xminigrid/MiniGrid-Empty-8x8", 204_800, 20_480, dict(learning_rate=3e-4)),
+            ("xminigrid/MiniGrid-DoorKey-5x5", 409_600, 40_960, {}),
+        )
     ),
     Preset(
         "jumanji/Game2048-v1", "ppo", "tuned", "tuned here",
