@@ -74,6 +74,9 @@ class ResetWhenDone(AbstractStepper):
     """Computes resets only on steps where an episode ended, of all environments then, unless these have a `reset_where`; the numbers are
     those of a reset at every step. With so many environments that an episode ends at nearly every step the two cost the same."""
 
+    every_step: bool = eqx.field(static=True, default=False)
+    """Compute them at every step, which pays where a reset costs less than a branch of the program, since that keeps XLA from fusing."""
+
     def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
         return *_reset_all(env, env_params, keys), ()
 
@@ -81,6 +84,10 @@ class ResetWhenDone(AbstractStepper):
         self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
     ) -> VecStep:
         stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
+        if self.every_step:
+            after, first = vec_step(stepped, reset_state), _reset_all(env, env_params, keys[1])
+            obs, env_state = select(after.done, first, (after.obs, after.env_state))
+            return dataclasses.replace(after, obs=obs, env_state=env_state)
         if not hasattr(type(env), "reset_where"):  # a wrapper would give that of the environment inside, which isn't its own
             return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[1])
 
@@ -152,9 +159,10 @@ class NeverReset(AbstractStepper):
 
 
 def default_stepper(env: Any) -> AbstractStepper:
-    """What steps `env` where nobody says otherwise: `ResetFromPool` where it has a `reset_pool`, else `ResetWhenDone`."""
+    """What steps `env` where nobody says otherwise: `ResetFromPool` where it has a `reset_pool`, else `ResetWhenDone`, at every step where
+    it has a `cheap_reset`."""
     num_states = getattr(env, "reset_pool", None)
-    return ResetFromPool(num_states) if num_states else ResetWhenDone()
+    return ResetFromPool(num_states) if num_states else ResetWhenDone(every_step=getattr(env, "cheap_reset", False))
 
 
 def vec_step(stepped: Transition, reset_state: PyTree, first: Callable[..., Any] | None = None, *operands: Any) -> VecStep:

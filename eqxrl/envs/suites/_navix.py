@@ -29,6 +29,7 @@ class Navix(eqx.Module):
     env: Callable[[], Any] = eqx.field(static=True)
     """Gives navix's environment, which has arrays in its spaces and can't be hashed itself."""
     name: str = eqx.field(static=True)
+    cheap_reset = True
 
     @property
     def max_steps(self) -> int:
