@@ -37,6 +37,7 @@ ROWS = [
     ("jumanji/Game2048-v1", "ppo", "tuned", None, 3, "every seed >= 3195, 3 times random", lambda x: min(x) >= 3195),
     ("brax/inverted_pendulum", "ppo", "tuned", None, 5, "every seed >= 950", lambda x: min(x) >= 950),
     ("brax/fast", "ppo", "tuned", None, 5, "every seed >= 63,500, 0.95 of the most", lambda x: min(x) >= 63_500),
+    ("craftax/Craftax-Classic-Symbolic-v1", "ppo", "tuned", None, 2, "every seed >= 1.76, 8 % of the most", lambda x: min(x) >= 1.76),
     ("gymnasium/InvertedPendulum-v5", "ppo", "tuned", None, 3, "every seed >= 950", lambda x: min(x) >= 950),
     ("jumanji/Tetris-v0", "ppo", "tuned", None, 3, "every seed >= 44, 10 times random", lambda x: min(x) >= 44),
     ("pgx/connect_four", "ppo", "tuned", None, 5, "mean >= 0.8", lambda x: x.mean() >= 0.8),

@@ -231,6 +231,12 @@ _ALL = (
     Preset(
         "pgx/tic_tac_toe", "ppo", "tuned", "tuned here", dict(total_timesteps=303_104, eval_freq=50_000, learning_rate=1e-3),
     ),
+    Preset(
+        "craftax/Craftax-Classic-Symbolic-v1", "ppo", "tuned", "tuned here, with a short horizon after Dedieu et al. 2025, https://arxiv.org/abs/2502.01591",
+        dict(num_envs=48, num_steps=96, num_minibatches=8, num_epochs=4, total_timesteps=1_004_544, eval_freq=101_376,
+             num_seeds_per_eval=32, learning_rate=4.5e-4, gamma=0.925, gae_lambda=0.625, max_grad_norm=0.5),
+        anneal=_LR,
+    ),
     *(
         Preset(
             env_id, "ppo", "tuned", "tuned here", _OTHER_SUITES | dict(total_timesteps=total_timesteps, eval_freq=eval_freq) | more,
