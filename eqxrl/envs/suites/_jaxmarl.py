@@ -1,4 +1,4 @@
-"""JaxMARL: teams, each of which is one learner here. Its steps without auto-reset are used, and its time limits, which it reports as ends."""
+"""JaxMARL: teams, each of which is one learner here. It reports its time limits as ends, and resets in `step`, which isn't used."""
 
 import contextlib
 import io
@@ -72,16 +72,17 @@ class JaxMARL(eqx.Module):
         self.team = tuple(getattr(env, "adversaries", env.agents))
         self.reset_pool = 256 if bare in BRAX else None
         actions: Any = [env.action_space(agent) for agent in self.team]
-        if hasattr(actions[0], "n"):
-            acts, self.legal = MultiDiscrete([int(action.n) for action in actions]), getattr(env, MASKS.get(bare, ""), None)
+        self.legal, choices = None, [int(getattr(action, "n", 0)) for action in actions]
+        if all(choices):
+            acts, self.legal = MultiDiscrete(choices), getattr(env, MASKS.get(bare, ""), None)
         else:
             widest = max(action.shape[0] for action in actions)
             low, high = (np.stack([_padded(getattr(action, x), action.shape[0], widest) for action in actions]) for x in ("low", "high"))
-            acts, self.legal = Box(low, high, low.shape), None
+            acts = Box(low, high, low.shape)
         seen: Any = jax.eval_shape(lambda: self._rows(self._reset(jax.random.key(0))[0]))
         seen = Box(-np.inf, np.inf, seen.shape)
         if self.legal is not None:
-            seen = Dict({"observation": seen, "action_mask": Box(0, 1, (sum(acts.nvec),), bool)})
+            seen = Dict({"observation": seen, "action_mask": Box(0, 1, (sum(choices),), bool)})
         self.spaces = seen, acts
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
@@ -140,7 +141,7 @@ def names() -> list[str]:
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:
-    """The arguments are the environment's, such as `num_agents` and `max_steps`; `layout` of overcooked and `scenario` of SMAX may be names.
+    """The arguments are the environment's, such as `num_agents` and `max_steps`; overcooked's `layout` and SMAX's `scenario` may be names.
     Besides, `episode_length` cuts off after so many steps, by default where JaxMARL ends an episode for its length: after `max_steps`, or
     one more in MPE and SMAX, which compare before they count.
 
@@ -149,7 +150,8 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:
     jaxmarl = _jaxmarl(env_id)
     name = env_id.partition("/")[2]
     if name in OTHERS:
-        raise ValueError(f"{env_id} {OTHERS[name]}; here a team is one learner, so only tasks that it shares are served: {', '.join(names())}")
+        served = f"here a team is one learner, so only tasks that it shares are served: {', '.join(names())}"
+        raise ValueError(f"{env_id} {OTHERS[name]}; {served}")
     if name not in names():
         raise unknown("jaxmarl", env_id, names())
     length = env_kwargs.pop("episode_length", BRAX_LENGTH if name in BRAX else None)
@@ -163,7 +165,8 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:
             raise ValueError(f"{env_id} has no {argument} {given!r}; there are {', '.join(named)}")
         env_kwargs[argument] = named[given]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "OvercookedV2 is now released|MABrax is deprecated|Brax System|max_dist_to_goal")  # use another one, they say
+        # That another one would be better, and that jaxnav's own distances are too long.
+        warnings.filterwarnings("ignore", "OvercookedV2 is now released|MABrax is deprecated|Brax System|max_dist_to_goal")
         env = jaxmarl.make(name, **env_kwargs)
     limit = _lift_limit(name, env)
     return TimeLimit(JaxMARL(env, env_id), limit if length is None else length), None
