@@ -35,6 +35,8 @@ ROWS = [
     ("navix/Navix-DoorKey-5x5-v0", "ppo", "tuned", None, 5, "mean >= 0.9", lambda x: x.mean() >= 0.9),
     ("pgx/tic_tac_toe", "ppo", "tuned", None, 5, "mean >= 0.8", lambda x: x.mean() >= 0.8),
     ("jumanji/Game2048-v1", "ppo", "tuned", None, 3, "every seed >= 3195, 3 times random", lambda x: min(x) >= 3195),
+    ("jaxmarl/MPE_simple_spread_v3", "ppo", "tuned", None, 5, "every seed >= -21, random -27.7", lambda x: min(x) >= -21),
+    ("jaxmarl/MPE_simple_speaker_listener_v4", "ppo", "tuned", None, 5, "every seed >= -18, random -42.3", lambda x: min(x) >= -18),
     ("CartPoleNoVel-v1", "ppo", "lstm", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "gru", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "mlp", None, 10, "each < 150", lambda x: max(x) < 150),
