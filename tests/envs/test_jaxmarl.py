@@ -182,7 +182,7 @@ def test_limits_of_ones_own():
 
 
 @pytest.mark.parametrize("name, shape", [("MPE_simple_spread_v3", (320, 320, 3)), ("HeuristicEnemySMAX", (320, 320, 3)),
-                                         ("overcooked", (192, 224, 3))])
+                                         ("overcooked", (128, 160, 3))])
 def test_pictures(name, shape):
     env, params = make(f"jaxmarl/{name}")
     picture = env.picture(env.reset(jax.random.key(0), params)[1], params)

@@ -221,12 +221,12 @@ def _draw_smax(env: Any, state: Any) -> np.ndarray:
 
 def _draw_overcooked(env: Any, state: Any) -> np.ndarray:
     viewer: Any = extra("jaxmarl.viz.overcooked_visualizer", "jaxmarl", "a picture").OvercookedVisualizer
-    border = (state.maze_map.shape[0] - env.height) // 2 - 1
+    border = (state.maze_map.shape[0] - env.height) // 2
     grid = np.asarray(state.maze_map)[border:-border, border:-border]
     return viewer._render_grid(grid, agent_dir_idx=np.asarray(state.agent_dir_idx), agent_inv=np.asarray(state.agent_inv))
 
 
-def _circles(positions: Any, radii: Any, colours: Any, bounds: tuple[float, float, float, float]) -> np.ndarray:
+def _circles(positions: Any, radii: Any, colours: Any, bounds: Any) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Circle
