@@ -43,6 +43,8 @@ ROWS = [
     ("pgx/connect_four", "ppo", "tuned", None, 5, "mean >= 0.8", lambda x: x.mean() >= 0.8),
     ("xminigrid/MiniGrid-Empty-8x8", "ppo", "tuned", None, 5, "every seed >= 0.9", lambda x: min(x) >= 0.9),
     ("xminigrid/MiniGrid-DoorKey-5x5", "ppo", "tuned", None, 5, "every seed >= 0.9", lambda x: min(x) >= 0.9),
+    ("jaxmarl/MPE_simple_spread_v3", "ppo", "tuned", None, 5, "every seed >= -21, random -27.7", lambda x: min(x) >= -21),
+    ("jaxmarl/MPE_simple_speaker_listener_v4", "ppo", "tuned", None, 5, "every seed >= -18, random -42.3", lambda x: min(x) >= -18),
     ("CartPoleNoVel-v1", "ppo", "lstm", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "gru", None, 10, ">= 475 in 9 of 10", lambda x: sum(x >= 475) >= 9),
     ("CartPoleNoVel-v1", "ppo", "mlp", None, 10, "each < 150", lambda x: max(x) < 150),

@@ -26,7 +26,7 @@ from eqxrl.spaces import sample
 NUM_ENVS, NUM_STEPS, RUNS = 64, 500, 7
 ENVS = {
     "gymnax": "CartPole-v1", "brax": "brax/inverted_pendulum", "craftax": "craftax/Craftax-Classic-Symbolic-v1",
-    "gymnasium": "gymnasium/CartPole-v1", "jumanji": "jumanji/Snake-v1",
+    "gymnasium": "gymnasium/CartPole-v1", "jaxmarl": "jaxmarl/MPE_simple_spread_v3", "jumanji": "jumanji/Snake-v1",
     "navix": "navix/Navix-Empty-8x8-v0", "pgx": "pgx/2048", "popgym": "popgym/RepeatPreviousEasy",
     "xminigrid": "xminigrid/MiniGrid-Empty-8x8",
 }
@@ -54,6 +54,13 @@ def craftax_by_hand(name: str) -> By:
     env: Any = make_craftax_env_from_name(name, auto_reset=True)
     params = env.default_params
     return lambda key: env.reset(key, params)[1], lambda key, state, action: env.step(key, state, action, params)[1]
+
+
+def jaxmarl_by_hand(name: str) -> By:
+    import jaxmarl
+
+    env: Any = jaxmarl.make(name)
+    return lambda key: env.reset(key)[1], lambda key, state, action: env.step(key, state, dict(zip(env.agents, action)))[1]
 
 
 def jumanji_by_hand(name: str) -> By:

@@ -15,6 +15,7 @@ _KINDS: dict[str, Any] = {
     "mlp": nn.MLPActorCritic, "cnn": nn.CNNActorCritic, "gru": nn.GRUActorCritic, "lstm": nn.LSTMActorCritic, "lru": nn.LRUActorCritic,
     "q": nn.QNetwork, "actor": nn.StochasticActor, "deterministic": nn.DeterministicActor,
     "action_value": nn.ActionValue, "q_policy": lambda *spaces, **options: nn.QActorCritic(nn.QNetwork(*spaces, **options)),
+    "agents": lambda *spaces, of="mlp", **options: nn.SharedAgents(*spaces, make=_KINDS[of], **options),
 }
 _PARTS: dict[str, Callable[..., Any]] = {
     "uniform": lambda hp, **options: UniformBuffer(hp.buffer_size, hp.batch_size, **options),
@@ -35,12 +36,14 @@ class MakeNetwork:
 
     kind: str
     """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), q (`nn.QNetwork`), actor (`nn.StochasticActor`), deterministic
-    (`nn.DeterministicActor`), action_value (`nn.ActionValue`) or q_policy (an `nn.QNetwork` as `nn.QActorCritic`)."""
+    (`nn.DeterministicActor`), action_value (`nn.ActionValue`) q_policy (an `nn.QNetwork` as `nn.QActorCritic`) or agents
+    (`nn.SharedAgents`)."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Those of that network; `activation` by name: tanh, relu, swish."""
+    """Those of that network; `activation` by name: tanh, relu, swish; of agents, `of` is the kind of one agent's, mlp by default."""
 
     def __post_init__(self):
-        for what, name, known in (("kind", self.kind, _KINDS), ("activation", self.options.get("activation", "relu"), _ACTIVATIONS)):
+        for what, name, known in (("kind", self.kind, _KINDS), ("activation", self.options.get("activation", "relu"), _ACTIVATIONS),
+                                  ("of", self.options.get("of", "mlp"), _KINDS)):
             if name not in known:
                 raise ValueError(f"MakeNetwork got the {what} {name!r}; there is {', '.join(known)}")
 

@@ -231,6 +231,18 @@ _ALL = (
     Preset(
         "pgx/tic_tac_toe", "ppo", "tuned", "tuned here", dict(total_timesteps=303_104, eval_freq=50_000, learning_rate=1e-3),
     ),
+    *(
+        Preset(
+            env_id, "ppo", "tuned", "tuned here; the network of JaxMARL, baselines/IPPO",
+            dict(num_envs=16, num_steps=104, num_minibatches=4, num_epochs=4, total_timesteps=299_520, eval_freq=74_880, learning_rate=2e-3,
+                 max_grad_norm=0.5, **hp),
+            anneal=_LR, parts=dict(actor_critic=MakeNetwork("agents", network)),
+        )
+        for env_id, hp, network in (
+            ("jaxmarl/MPE_simple_spread_v3", {}, {}),
+            ("jaxmarl/MPE_simple_speaker_listener_v4", dict(normalize_rewards=True), dict(central=True)),
+        )
+    ),
     Preset(
         "craftax/Craftax-Classic-Symbolic-v1", "ppo", "tuned", "tuned here, with a short horizon after Dedieu et al. 2025, https://arxiv.org/abs/2502.01591",
         dict(num_envs=48, num_steps=96, num_minibatches=8, num_epochs=4, total_timesteps=1_004_544, eval_freq=101_376,

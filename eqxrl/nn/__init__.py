@@ -62,3 +62,4 @@ from eqxrl.nn._q_network import QActorCritic as QActorCritic
 from eqxrl.nn._q_network import QNetwork as QNetwork
 from eqxrl.nn._q_network import expected as expected
 from eqxrl.nn._q_network import value_of as value_of
+from eqxrl.nn._team import SharedAgents as SharedAgents

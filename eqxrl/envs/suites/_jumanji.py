@@ -69,7 +69,7 @@ class Jumanji(eqx.Module):
         self.spaces = _space(env.observation_spec, self.max_steps), acts
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
-        with _scatters_of_other_dtypes():
+        with scatters_of_other_dtypes():
             state, timestep = self.env.reset(key)
         return _shown(self.env.observation_spec, timestep.observation, self.max_steps), state
 
@@ -77,7 +77,7 @@ class Jumanji(eqx.Module):
         if self.joint is not None:
             action = jnp.stack(jnp.unravel_index(action, self.joint)).astype(self.env.action_spec.dtype)
         state = jax.tree.map(lambda x: x, state)  # some write into the one that they are given
-        with _scatters_of_other_dtypes():
+        with scatters_of_other_dtypes():
             state, timestep = self.env.step(state, action)
         obs, truncated = _shown(self.env.observation_spec, timestep.observation, self.max_steps), jnp.zeros((), bool)
         if self.max_steps is not None:
@@ -182,7 +182,7 @@ def _is_time(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _scatters_of_other_dtypes() -> Iterator[None]:
+def scatters_of_other_dtypes() -> Iterator[None]:
     """BinPack's, which JAX warns of."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "scatter inputs have incompatible types", FutureWarning)
