@@ -16,9 +16,10 @@ import pytest
 from eqxrl.envs import known_suites, make
 
 ENVS = {
-    "brax": "brax/inverted_pendulum", "craftax": "craftax/Craftax-Classic-Symbolic-v1", "gymnasium": "gymnasium/CartPole-v1",
-    "jumanji": "jumanji/Game2048-v1", "navix": "navix/Navix-Empty-8x8-v0", "pgx": "pgx/tic_tac_toe", "popgym": "popgym/RepeatPreviousEasy",
-    "xminigrid": "xminigrid/MiniGrid-Empty-8x8",
+    "brax": "brax/inverted_pendulum", "craftax": "craftax/Craftax-Classic-Symbolic-v1", "envpool": "envpool/CartPole-v1",
+    "gymnasium": "gymnasium/CartPole-v1", "jaxmarl": "jaxmarl/MPE_simple_spread_v3", "jumanji": "jumanji/Game2048-v1",
+    "navix": "navix/Navix-Empty-8x8-v0", "pgx": "pgx/tic_tac_toe", "playground": "playground/CartpoleBalance",
+    "popgym": "popgym/RepeatPreviousEasy", "xminigrid": "xminigrid/MiniGrid-Empty-8x8",
 }
 SIZES = {
     "num-envs": 4, "num-steps": 16, "num-minibatches": 2, "num-epochs": 2, "total-timesteps": 6400, "eval-freq": 640,
