@@ -1,6 +1,7 @@
 """Pictures of MuJoCo's bodies: each pixel is a ray, which meets spheres, capsules, boxes and the like. MuJoCo's own renderer needs OpenGL."""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def draw(model: Any, qpos: Any, mocap_pos: Any = None, mocap_quat: Any = None) -
 def _camera(mujoco: Any, model: Any, data: Any) -> tuple[np.ndarray, np.ndarray, float]:
     """Where it is, its axes (right, up, backwards) as columns, and the slope of the picture's upper edge."""
     if model.ncam and (model.cam_mode[0] in FOLLOWING or model.cam_bodyid[0] == 0):
-        return data.cam_xpos[0], data.cam_xmat[0].reshape(3, 3), np.tan(np.radians(model.cam_fovy[0]) / 2)
+        return data.cam_xpos[0], data.cam_xmat[0].reshape(3, 3), math.tan(math.radians(model.cam_fovy[0]) / 2)
     first = mujoco.MjData(model)  # in which nothing has moved, so that the camera doesn't move either
     mujoco.mj_kinematics(model, first)
     shapes = [shape for shape in _shapes(model, first) if shape[0] != PLANE]
@@ -65,7 +66,7 @@ def _camera(mujoco: Any, model: Any, data: Any) -> tuple[np.ndarray, np.ndarray,
     low, high = ends.min(0), ends.max(0)
     backwards = np.array([0, -np.cos(ELEVATION), np.sin(ELEVATION)])
     axes = np.stack([[1, 0, 0], np.cross(backwards, [1, 0, 0]), backwards], axis=1)
-    return (low + high) / 2 + 1.3 * (high - low).max() * backwards, axes, np.tan(np.radians(45) / 2)
+    return (low + high) / 2 + 1.3 * (high - low).max() * backwards, axes, math.tan(math.radians(45) / 2)
 
 
 @functools.cache
@@ -87,7 +88,7 @@ def _shapes(model: Any, data: Any) -> list[tuple]:
                 rgba = model.mat_rgba[material]
             if of["group"][i] <= 2 and rgba[3] > 0 and kind in (PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX):
                 position, turn = getattr(data, f"{name}_xpos")[i], getattr(data, f"{name}_xmat")[i].reshape(3, 3)
-                shapes.append((kind, of["size"][i], position, turn, rgba[:3]))
+                shapes.append((int(kind), of["size"][i], position, turn, rgba[:3]))
     return shapes
 
 

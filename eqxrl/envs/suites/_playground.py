@@ -47,29 +47,29 @@ class Playground(eqx.Module):
 
 
 def names() -> list[str]:
-    return list(_suite("the suite playground")._envs)
+    return list(_suite("the suite playground").ALL_ENVS)
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[TimeLimit, None]:
-    """Those of the dm_control suite; Playground's others download their bodies. `config_overrides` is a dict of what differs from the
-    environment's configuration. There `impl` is "jax" by default, as Playground's own, "warp", is for Nvidia's devices, and `episode_length`
-    is 1,000: steps of `ctrl_dt` seconds each. `reset_pool` first states for training are kept, by default 256, since a reset costs as much as
-    a step, or as hundreds."""
+    """Those of its dm_control suite, and what is registered there; the other two download their bodies. The arguments are those of its
+    `load`, for the most `config_overrides`, a dict such as `{"episode_length": 500}`; what differs from its own defaults is `impl`, "jax",
+    as "warp" is for Nvidia's devices. `episode_length` counts steps, of `ctrl_dt` seconds each. `reset_pool` first states are kept for
+    training, by default 256, since a reset costs as much as a step, or as 150 of them (CheetahRun)."""
     suite = _suite(env_id)
     name = env_id.partition("/")[2]
-    if name not in suite._envs:
-        raise unknown("playground", env_id, suite._envs)
+    if name not in suite.ALL_ENVS:
+        raise unknown("playground", env_id, suite.ALL_ENVS)
     reset_pool = env_kwargs.pop("reset_pool", 256)
-    overrides = {"impl": "jax", **(env_kwargs.pop("config_overrides", None) or {})}
-    if overrides.get("action_repeat", 1) != 1:
-        raise ValueError(f"{env_id} got action_repeat={overrides['action_repeat']}, which it would ignore: pass a longer ctrl_dt")
-    env = suite.load(name, config_overrides=overrides, **env_kwargs)
+    ours = {} if "config" in env_kwargs else {"impl": "jax"}
+    env = suite.load(name, config_overrides=ours | dict(env_kwargs.pop("config_overrides", None) or {}), **env_kwargs)
+    if env._config.action_repeat != 1:
+        raise ValueError(f"{env_id} got action_repeat={env._config.action_repeat}, which its step doesn't read; pass a longer ctrl_dt")
     obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
     return TimeLimit(Playground(env, env_id, _space(obs), reset_pool), env._config.episode_length), None
 
 
 def _suite(user: str) -> Any:
-    return extra("mujoco_playground._src.dm_control_suite", "playground", user)
+    return extra("mujoco_playground", "playground", user).dm_control_suite
 
 
 def _space(obs: Any) -> Space:
