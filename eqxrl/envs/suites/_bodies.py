@@ -1,4 +1,4 @@
-"""Pictures of MuJoCo's bodies: each pixel is a ray, which meets spheres, capsules, boxes and the like. MuJoCo's own renderer needs OpenGL."""
+"""Pictures of MuJoCo's bodies: each pixel is a ray, which meets spheres, boxes and the like. MuJoCo's own renderer needs OpenGL."""
 
 import functools
 import math
@@ -105,13 +105,13 @@ def _window(kind: int, size: np.ndarray, centre: np.ndarray, slope: float) -> tu
 
 
 def _meet(kind: int, size: np.ndarray, origin: np.ndarray, rays: Rays) -> tuple[Depths, Rays]:
-    """The depth at which each ray meets a shape, infinite where it doesn't, and the normal there, of any length; all in the shape's axes."""
+    """The depth at which each ray meets a shape, infinite where it doesn't, and the normal there, of any length. All in its axes."""
     at = lambda t: origin + t[..., None] * rays  # noqa: E731
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if kind == PLANE:
             t = -origin[2] / rays[..., 2]
             edge = np.where(size[:2] > 0, size[:2], np.inf)
-            return _only(t, (np.abs(at(t)[..., :2]) <= edge).all(-1)), np.broadcast_to(np.float32([0, 0, 1]), rays.shape)
+            return _only(t, (np.abs(at(t)[..., :2]) <= edge).all(-1)), np.broadcast_to(np.array([0, 0, 1], np.float32), rays.shape)
         if kind in (SPHERE, ELLIPSOID):
             radii = size if kind == ELLIPSOID else np.repeat(size[:1], 3)
             t = _quadric(1 / radii, origin, rays)
@@ -122,9 +122,9 @@ def _meet(kind: int, size: np.ndarray, origin: np.ndarray, rays: Rays) -> tuple[
             t = enters.max(-1)
             return _only(t, t <= leaves), np.eye(3, dtype=np.float32)[enters.argmax(-1)] * -np.sign(rays)
         radius, half = size[:2]
-        t = _quadric(np.float32([1 / radius, 1 / radius, 0]), origin, rays)
-        t, normal = _only(t, np.abs(at(t)[..., 2]) <= half), at(t) * np.float32([1, 1, 0])
-        for end in (np.float32([0, 0, -half]), np.float32([0, 0, half])):
+        t = _quadric(np.array([1 / radius, 1 / radius, 0], np.float32), origin, rays)
+        t, normal = _only(t, np.abs(at(t)[..., 2]) <= half), at(t) * np.array([1, 1, 0], np.float32)
+        for end in (np.array([0, 0, -half], np.float32), np.array([0, 0, half], np.float32)):
             if kind == CAPSULE:
                 met = _quadric(np.repeat(1 / radius, 3), origin - end, rays)
                 outwards = at(met) - end

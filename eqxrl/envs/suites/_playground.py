@@ -1,4 +1,5 @@
-"""MuJoCo Playground: its environments know of no time limit, and its own wrapper resets to the same first state each time, so it isn't used."""
+"""MuJoCo Playground, its dm_control suite: as brax's, its environments know of no time limit, and its own wrapper, which resets to the
+same first state each time, isn't used. Its other suites, locomotion and manipulation, clone a repository from the net and aren't served."""
 
 from typing import Any
 
