@@ -1,5 +1,5 @@
-"""MuJoCo Playground, its dm_control suite: as brax's, its environments know of no time limit, and its own wrapper, which resets to the
-same first state each time, isn't used. Its other suites, locomotion and manipulation, clone a repository from the net and aren't served."""
+"""MuJoCo Playground, its dm_control suite: as brax's, its environments know of no time limit, and its own wrapper, which by default
+resets to the same first state each time, isn't used. Its other suites, locomotion and manipulation, clone a repository from the net and aren't served."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ PACKAGE = "mujoco_playground"
 
 
 class Playground(eqx.Module):
-    """An environment of MuJoCo Playground, without a time limit. Most end only where the simulation breaks down. `info` has its metrics,
-    such as the parts of the reward."""
+    """An environment of MuJoCo Playground, without a time limit. It ends only where the simulation breaks down, with NaN. `info` has its
+    metrics, such as the parts of the reward."""
 
     env: Any = eqx.field(static=True)
     name: str = eqx.field(static=True)
