@@ -1,5 +1,6 @@
 """MuJoCo Playground, its dm_control suite: as brax's, its environments know of no time limit, and its own wrapper, which by default
-resets to the same first state each time, isn't used. Its other suites, locomotion and manipulation, clone a repository from the net and aren't served."""
+resets to the same first state each time, isn't used. Its other suites, locomotion and manipulation, clone a repository from the net and
+aren't served."""
 
 from typing import Any
 
