@@ -89,3 +89,36 @@ def test_first_states_from_the_pool_are_distributed_as_those_of_resets():
 def test_the_pool_can_be_turned_off():
     assert default_stepper(make("brax/inverted_pendulum")[0]) == ResetFromPool(256)
     assert default_stepper(make("brax/inverted_pendulum", reset_pool=0)[0]) == ResetWhenDone()
+
+
+@pytest.mark.filterwarnings("ignore:Brax System")
+def test_pictures_show_where_the_bodies_are():
+    """MuJoCo puts bodies where brax has them, and the pole leans to the side to which it is turned."""
+    import mujoco
+
+    env, params = make("brax/inverted_pendulum")
+    state = quick_jit(env.reset)(jax.random.key(0), params)[1]
+    for step in range(3):
+        state = quick_jit(env.step)(jax.random.key(step), state, jnp.ones(1), params)[1]
+    bodies, model = state.env_state.pipeline_state, env.env.env.sys.mj_model
+    data = mujoco.MjData(model)
+    data.qpos[:] = bodies.q
+    mujoco.mj_kinematics(model, data)
+    np.testing.assert_allclose(data.xpos[1:], bodies.x.pos, atol=1e-4)
+
+    def columns(*q):
+        """The mean column of the pole's upper end, and that of all bodies below it."""
+        leaning = state.env_state.replace(pipeline_state=bodies.replace(q=jnp.array(q)))
+        picture = env.picture(type(state)(env_state=leaning, time=state.time), params)
+        assert picture.shape == (360, 480, 3) and picture.dtype == np.uint8
+        rows, columns = np.nonzero(picture.max(-1) < 120)  # bodies are dark; the rail and the sky are bright
+        return columns[rows < rows.min() + 10].mean(), columns[rows > rows.max() - 10].mean()
+
+    (tip, foot), (left, _), (right, _), (_, moved) = columns(0.0, 0.0), columns(0.0, -0.3), columns(0.0, 0.3), columns(0.5, 0.0)
+    assert abs(tip - foot) < 3 and left < tip - 20 and right > tip + 20 and moved > foot + 40
+
+
+def test_what_has_no_bodies_has_no_picture():
+    env, params = make("brax/fast")
+    with pytest.raises(ValueError, match="no picture of brax/fast can be drawn"):
+        env.picture(env.reset(jax.random.key(0), params)[1], params)

@@ -6,11 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+import numpy as np
+from jaxtyping import Array, Key, UInt8
 
 from eqxrl._extras import extra
 from eqxrl.envs._protocol import Transition
 from eqxrl.envs._wrappers import TimeLimit
+from eqxrl.envs.suites import _bodies
 from eqxrl.envs.suites._names import unknown
 from eqxrl.spaces import Box
 
@@ -37,6 +39,11 @@ class Brax(eqx.Module):
 
     def action_space(self, params: Any = None) -> Box:
         return Box(-1.0, 1.0, (self.env.action_size,))
+
+    def picture(self, state: Any, params: Any = None) -> UInt8[np.ndarray, "height width 3"]:
+        if not hasattr(self.env, "sys"):
+            raise ValueError(f"no picture of {self.name} can be drawn: it has no bodies")
+        return _bodies.draw(self.env.sys.mj_model, state.pipeline_state.q)
 
 
 def names() -> list[str]:
