@@ -7,7 +7,7 @@ from eqxrl._extras import how_to_install
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.envs._contract import as_environment
 from eqxrl.envs._wrappers import SelectObservation
-from eqxrl.envs.suites import _brax, _craftax, _gymnasium, _gymnax, _jumanji, _navix, _pgx, _popgym, _xminigrid
+from eqxrl.envs.suites import _brax, _craftax, _envpool, _gymnasium, _gymnax, _jumanji, _navix, _pgx, _popgym, _xminigrid
 
 NO_VELOCITY = {
     "CartPoleNoVel-v1": ("CartPole-v1", (0, 2)),
@@ -16,8 +16,8 @@ NO_VELOCITY = {
 }
 """gymnax's, and the components of their observations that are no velocities."""
 SUITES: dict[str, Any] = {
-    "brax": _brax, "craftax": _craftax, "gymnasium": _gymnasium, "jumanji": _jumanji, "navix": _navix, "pgx": _pgx, "popgym": _popgym,
-    "xminigrid": _xminigrid,
+    "brax": _brax, "craftax": _craftax, "envpool": _envpool, "gymnasium": _gymnasium, "jumanji": _jumanji, "navix": _navix, "pgx": _pgx,
+    "popgym": _popgym, "xminigrid": _xminigrid,
 }
 """Environments called `suite/name`. Each has `PACKAGE`, what is imported (`None` for our own), `names()`, and `make(env_id, env_kwargs)`,
 which gives one and its parameters. A package's extra is called as the suite."""
