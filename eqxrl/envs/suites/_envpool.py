@@ -2,9 +2,8 @@
 
 import threading
 import warnings
-import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree, UInt8, UInt32
 
 from eqxrl._extras import extra
-from eqxrl.envs.suites._host import KEPT_STEPS, NOT_DRAWN, AbstractHost, OnHost, State, actions_of, blank, leaves_of, numbers_of, rows
+from eqxrl.envs.suites._host import KEPT_STEPS, NOT_DRAWN, AbstractHost, OnHost, State, action_leaves, blank, hashed, leaves_of, numbers_of
 from eqxrl.envs.suites._names import unknown
 from eqxrl.spaces import Box, as_space, map_parts, parts
 
@@ -23,38 +22,52 @@ OURS = ("num_envs", "batch_size", "seed", "env_seed", "env_type", "gym_reset_ret
 """Options that aren't the user's."""
 PIXELS = ("from_pixels", "render_width", "render_height", "render_camera_id")
 """Options that `envpool.make` has besides those of the environment."""
+RESET = np.full(1, 0x52455345, np.uint32)
+"""What a reset is in a hash."""
 LAST = 2**31 - 1
 """The last seed that envpool takes, and the limit of an episode that has none."""
 
 
-class Stream:
-    """One instance of a pool: where it stands, and while that is remembered all that was done since its birth, and each state on the way.
-    A reset is an action `None`."""
+class Pool:
+    """Instances that were born together, each with a seed; nothing else gives them one, so that their random numbers go on from one episode
+    to the next. A state is the seed, the steps and resets since, and a hash of these."""
 
-    def __init__(self, pool: Any, index: int, seed: int):
-        self.pool, self.index, self.now, self.over = pool, index, (seed, 0, 0), False
-        self.states: list[State] | None = [self.now]
-        self.actions: list[Any] = []
+    def __init__(self, envs: Any, seeds: list[int]):
+        self.envs = envs
+        """Of envpool; `None` once they were dropped."""
+        self.now, self.over = np.zeros((len(seeds), 3), np.uint32), np.zeros(len(seeds), bool)
+        """Where each stands, and whether its episode ended there."""
+        self.now[:, 0] = seeds
+        self.log: list[tuple[np.ndarray, list[np.ndarray] | None, np.ndarray]] | None = []
+        """Which of them were stepped, by which actions, or reset, and where that led to; `None` once it was forgotten."""
+
+    def way(self, i: int, state: State) -> list[Any] | None:
+        """What leads an instance from its birth to a state, `None` for a reset; `None` if that isn't known."""
+        way = []
+        for ids, leaves, after in self.log or ():
+            for at in np.flatnonzero(ids == i):
+                way.append(None if leaves is None else [x[at : at + 1] for x in leaves])
+                if tuple(after[at].tolist()) == state:
+                    return way
+        return None
 
 
 class Pools(AbstractHost):
-    """Plays pools of envpool, which `make(seeds, **options)` gives: instances that are born together, each with a seed. Nothing else gives
-    them one, so that their random numbers go on from one episode to the next, and a birth is dear. A state is the seed of a birth, the
-    steps and resets since, and a hash of these. One that its instance has left behind is reached again by an instance that is born with
-    the same seed, and does the same again, as long as that is remembered."""
+    """Plays pools of envpool, which `make(num_envs=, seed=, **options)` gives. A birth is dear, so an instance is used for as many episodes
+    as come. A state that it has left behind is reached again by another one that is born with the same seed and does the same, as long
+    as that is remembered."""
 
     def __init__(self, make: Callable[..., Any], observation_space: Any, action_space: Any):
         self.make, self.lock = make, threading.Lock()
-        self.pools: OrderedDict[Any, list[Stream]] = OrderedDict()
-        """The one that was played last is the last."""
-        self.now: dict[State, Stream] = {}
-        """By where they stand."""
-        self.past: dict[State, Stream] = {}
-        """By each state on their way that is remembered."""
-        self.remembered: deque[Stream] = deque()
-        """The one that was born first is the first."""
+        self.pools: OrderedDict[Pool, None] = OrderedDict()
+        """Those that are played; the one that was played last is the last."""
+        self.born: dict[int, list[tuple[Pool, int]]] = {}
+        """By seed: the instances, with their numbers, that are played or remembered."""
+        self.logged: deque[Pool] = deque()
+        """Those that are remembered; the one that was born first is the first."""
         self.kept_steps, self.most = 0, 1
-        self.drawn: tuple[Any, State] | None = None
+        self.drawn: tuple[Any, tuple[Pool, int] | None, int] | None = None
+        """What draws, the instance that it follows, and how far it has come."""
         self.channels_first = [_channels_first(space) for space in jax.tree.leaves(parts(observation_space))]
         self.observation_space, self.action_space = map_parts(_as_seen, observation_space), as_space(action_space)
         self.blank = blank(self.observation_space)
@@ -62,164 +75,161 @@ class Pools(AbstractHost):
     def reset(self, seed: UInt32[Array, "*batch"]) -> PyTree:
         seeds = np.asarray(seed)
         with self.lock:
-            return self._shaped(self._born(seeds.ravel().tolist())[0], seeds.shape)
+            return self._shaped(self._birth(seeds.ravel().tolist())[1], seeds.shape)
 
     def reset_where(
         self, seed: UInt32[Array, "*batch"], needed: Bool[Array, "*batch"], state: UInt32[Array, "*batch 3"]
     ) -> tuple[PyTree, UInt32[np.ndarray, "*batch 3"]]:
-        shape, states = rows(state)
-        obs, after = self._nothing(len(states)), np.asarray(states, np.uint32)
-        asked, seeds = np.flatnonzero(np.asarray(needed)), np.asarray(seed).ravel().tolist()
+        shape, after = np.shape(seed), np.array(state).reshape(-1, 3)
+        obs, asked = self._nothing(len(after)), np.flatnonzero(np.asarray(needed))
         with self.lock:
-            streams = dict(zip(asked.tolist(), self._take([states[i] for i in asked])))
-            known, strange = ([i for i, stream in streams.items() if (stream is None) == x] for x in (False, True))
-            for at, new in (
-                (known, lambda: self._act([streams[i] for i in known], None, [zlib.crc32(b"reset", states[i][2]) for i in known])),
-                (strange, lambda: self._born([seeds[i] for i in strange])),
-            ):
-                if at:
-                    first, of = new()[:2]
-                    after[at] = [stream.now for stream in of]
-                    for x, y in zip(obs, first):
-                        x[at] = y
+            there, strange = self._stand(after, asked)
+            strange = np.concatenate([strange, *(at[~pool.over[ids]] for pool, ids, at in there)])
+            for pool, ids, at in ((pool, ids[pool.over[ids]], at[pool.over[ids]]) for pool, ids, at in there):
+                self._fill(obs, at, self._act(pool, ids, None)[0])
+                after[at] = pool.now[ids]
+            if len(strange):
+                pool, first = self._birth(np.asarray(seed).ravel()[strange].tolist())
+                self._fill(obs, strange, first)
+                after[strange] = pool.now
         return self._shaped(obs, shape), after.reshape(*shape, 3)
 
     def step(self, state: UInt32[Array, "*batch 3"], action: PyTree) -> tuple[PyTree, UInt32[np.ndarray, "*batch 3"]]:
-        shape, states = rows(state)
-        leaves, histories = actions_of(action, self.action_space, states)
+        shape, states = np.shape(state)[:-1], np.asarray(state).reshape(-1, 3)
+        leaves, n = action_leaves(action, self.action_space, len(states)), len(states)
+        obs, history, flags, reward = self._nothing(n), states[:, 2].copy(), np.full(n, 4, np.uint32), np.zeros(n, np.float32)
         with self.lock:
-            streams = self._take(states, ended=False)
-            at = [i for i, stream in enumerate(streams) if stream is not None]
-            obs, reward, flags = self._nothing(len(states)), np.zeros(len(states), np.float32), np.full(len(states), 4, np.uint32)
-            history = np.asarray([x[2] for x in states], np.uint32)
-            if at:
-                ids = slice(None) if len(at) == len(states) else np.asarray(at)
-                going, done = [streams[i] for i in at], [histories[i] for i in at]
-                seen, _, reward[ids], terminated, truncated = self._act(going, [x[ids] for x in leaves], done)
-                flags[ids], history[ids] = 1 + 2 * terminated + 4 * truncated, done
-                for x, y in zip(obs, seen):
-                    x[ids] = y
+            for pool, ids, at in self._stand(states, np.arange(n))[0]:
+                going = ~pool.over[ids]
+                ids, at = ids[going], at[going]
+                if len(ids):
+                    seen, reward[at], terminated, truncated = self._act(pool, ids, [x[at] for x in leaves])
+                    self._fill(obs, at, seen)
+                    history[at], flags[at] = pool.now[ids, 2], 1 + 2 * terminated + 4 * truncated
         return self._shaped(obs, shape), numbers_of(history, flags, reward).reshape(*shape, 3)
 
     def picture(self, state: State) -> UInt8[np.ndarray, "height width 3"]:
         with self.lock:
-            stream = self.past.get(state)
-            if stream is None and state[1]:
+            one, way = self._way(state)
+            if way is None:
                 raise ValueError(NOT_DRAWN)
-            pool, before = self.drawn or (None, None)
-            if before is None or stream is None or self.past.get(before) is not stream or before[1] > state[1]:
-                pool, before = self._pool([state[0]], render_mode="rgb_array"), (state[0], 0, 0)
-                pool.reset()
-            for action in stream.actions[before[1] : state[1]] if stream else []:
-                self._play(pool, np.zeros(1, np.int32), None if action is None else [x[None] for x in action])
-            self.drawn = pool, state
-            return np.asarray(pool.render()[0], np.uint8)
+            envs, before, time = self.drawn or (None, None, 0)
+            if one is None or one != before or time > state[1]:
+                envs, time = self._envs([state[0]], render_mode="rgb_array"), 0
+                envs.reset()
+            for action in way[time:]:
+                self._play(envs, np.zeros(1, np.int32), action)
+            self.drawn = envs, one, state[1]
+            return np.asarray(envs.render()[0], np.uint8)
 
-    def _pool(self, seeds: list[int], **options: Any) -> Any:
-        pool = self.make(num_envs=len(seeds), seed=[seed % LAST + 1 for seed in seeds], **options)
-        _spaces(pool)  # envpool asks for them later
-        return pool
+    def _stand(self, states: np.ndarray, at: np.ndarray) -> tuple[list[tuple[Pool, np.ndarray, np.ndarray]], np.ndarray]:
+        """Instances that stand at the states of the rows `at`: for each pool their numbers, and the rows; and the rows of which that isn't
+        known."""
+        for pool in reversed(self.pools):
+            if len(pool.now) == len(states) and (pool.now == states).all():
+                return [(pool, at.astype(np.int32), at)], at[:0]
+        there: dict[Pool, list[tuple[int, int]]] = {}
+        ways, strange = {}, []
+        taken: set[tuple[Pool, int]] = set()
+        for row in at.tolist():
+            state: Any = tuple(states[row].tolist())
+            for one in self.born.get(state[0], ()):
+                if one[0].envs is not None and one not in taken and tuple(one[0].now[one[1]].tolist()) == state:
+                    taken.add(one)
+                    there.setdefault(one[0], []).append((one[1], row))
+                    break
+            else:
+                _, way = self._way(state)
+                strange, ways = (strange, ways | {row: way}) if way is not None else ([*strange, row], ways)
+        if ways:
+            pool, _ = self._birth([int(states[row, 0]) for row in ways], there)
+            there[pool] = [(i, row) for i, row in enumerate(ways)]
+            self._lead(pool, list(ways.values()))
+        groups = [(pool, *np.asarray(pairs).T) for pool, pairs in there.items()]
+        return [(pool, ids.astype(np.int32), rows) for pool, ids, rows in groups], np.asarray(strange, int)
 
-    def _born(self, seeds: list[int]) -> tuple[list[np.ndarray], list[Stream]]:
-        """First observations, of a new pool. Pools that are over, or were left alone for long, are dropped."""
+    def _way(self, state: State) -> tuple[tuple[Pool, int] | None, list[Any] | None]:
+        """An instance that came by a state, and what led it there."""
+        if state[1] == 0:
+            return None, []
+        ways = (((pool, i), pool.way(i, state)) for pool, i in self.born.get(state[0], ()))
+        return next((found for found in ways if found[1] is not None), (None, None))
+
+    def _lead(self, pool: Pool, ways: list[list[Any]]) -> None:
+        """Newborn instances, each its own way."""
+        for t in range(max(map(len, ways))):
+            for reset in (False, True):
+                ids = [i for i, way in enumerate(ways) if t < len(way) and (way[t] is None) == reset]
+                if ids:
+                    leaves = None if reset else [np.concatenate(x) for x in zip(*(ways[i][t] for i in ids))]
+                    self._act(pool, np.asarray(ids, np.int32), leaves)
+
+    def _birth(self, seeds: list[int], needed: Iterable[Pool] = ()) -> tuple[Pool, list[np.ndarray]]:
+        """A new pool, and its first observations. Those that are over, or were left alone for long, are dropped, but for the `needed`."""
         self.most = max(self.most, len(seeds))
-        over = [pool for pool, streams in self.pools.items() if all(stream.over for stream in streams)]
-        for pool in over:
-            self._drop(pool)
-        while self.pools and sum(map(len, self.pools.values())) + len(seeds) > 4 * self.most:
-            self._drop(next(iter(self.pools)))
-        pool = self._pool(seeds)
-        self.pools[pool] = streams = [Stream(pool, i, seed) for i, seed in enumerate(seeds)]
-        for stream in streams:
-            self.now[stream.now] = self.past[stream.now] = stream
-        self.remembered.extend(streams)
-        return self._play(pool, np.arange(len(seeds), dtype=np.int32), None)[0], streams
+        size = len(seeds) + sum(len(pool.now) for pool in self.pools)
+        for pool in list(self.pools):
+            if pool not in needed and (pool.over.all() or size > 4 * self.most):
+                size, pool.envs = size - len(pool.now), None
+                del self.pools[pool]
+                self._bury(pool)
+        pool = Pool(self._envs(seeds), seeds)
+        self.pools[pool] = None
+        self.logged.append(pool)
+        for i, seed in enumerate(seeds):
+            self.born.setdefault(seed, []).append((pool, i))
+        return pool, self._seen(pool.envs.reset()[0])
 
-    def _drop(self, pool: Any) -> None:
-        for stream in self.pools.pop(pool):
-            stream.pool = None
-            if self.now.get(stream.now) is stream:
-                del self.now[stream.now]
+    def _bury(self, pool: Pool) -> None:
+        if pool.envs is None and pool.log is None:
+            for i, seed in enumerate(pool.now[:, 0].tolist()):
+                self.born[seed].remove((pool, i))
+                if not self.born[seed]:
+                    del self.born[seed]
 
-    def _take(self, states: list[State], ended: bool = True) -> list[Stream | None]:
-        """A stream that stands at each state; `None` where that isn't known, or where an episode ended, unless `ended`."""
-        streams = [self.now.pop(state, None) for state in states]
-        if not ended:
-            for i, stream in enumerate(streams):
-                if stream is not None and stream.over:
-                    self.now[stream.now], streams[i] = stream, None
-        lacking, ways = [], []
-        for i, (state, stream) in enumerate(zip(states, streams)):
-            if stream is None and (ended or state not in self.now):
-                past = self.past.get(state)
-                if past is not None and (ended or not past.over or past.now != state):
-                    lacking, ways = [*lacking, i], [*ways, (past.actions[: state[1]], past.states[: state[1] + 1])]
-                elif past is None and state[1] == 0:
-                    lacking, ways = [*lacking, i], [*ways, ([], [state])]
-        if lacking:
-            anew = self._born([states[i][0] for i in lacking])[1]
-            for t in range(max(len(actions) for actions, _ in ways)):
-                for reset in (False, True):
-                    going = [k for k, (actions, _) in enumerate(ways) if t < len(actions) and (actions[t] is None) == reset]
-                    if going:
-                        leaves = None if reset else [np.stack(x) for x in zip(*(ways[k][0][t] for k in going))]
-                        self._act([anew[k] for k in going], leaves, [ways[k][1][t + 1][2] for k in going])
-            for i, stream in zip(lacking, anew):
-                del self.now[stream.now]
-                streams[i] = stream
-                if stream.over and not ended:
-                    self.now[stream.now], streams[i] = stream, None
-        return streams
+    def _envs(self, seeds: list[int], **options: Any) -> Any:
+        envs = self.make(num_envs=len(seeds), seed=[seed % LAST + 1 for seed in seeds], **options)
+        _spaces(envs)  # envpool asks for them later
+        return envs
 
-    def _act(self, streams: list[Any], leaves: list[np.ndarray] | None, histories: list[int]) -> tuple[Any, Any, Any, Any, Any]:
-        """Steps streams, of any pools, or resets them: observations, the streams, rewards, and whether it terminated or truncated."""
-        groups: dict[Any, list[int]] = {}
-        for i, stream in enumerate(streams):
-            groups.setdefault(stream.pool, []).append(i)
-        outs = []
-        for pool, at in groups.items():
-            ids = np.asarray([streams[i].index for i in at], np.int32)
-            actions = leaves if leaves is None or len(groups) == 1 else [x[at] for x in leaves]
-            outs.append(self._play(pool, ids, actions))
-            self.pools.move_to_end(pool)
-        if len(outs) > 1:
-            back = np.argsort(np.concatenate(list(groups.values())))
-            outs = [jax.tree.map(lambda *x: np.concatenate(x)[back], *outs)]
-        obs, reward, terminated, truncated = outs[0]
-        for i, (stream, history, over) in enumerate(zip(streams, histories, (terminated | truncated).tolist())):
-            seed, time, _ = stream.now
-            stream.now, stream.over = (seed, time + 1, history), over
-            self.now[stream.now] = stream
-            if stream.states is not None:
-                stream.states.append(stream.now)
-                stream.actions.append(None if leaves is None else [x[i] for x in leaves])
-                self.past[stream.now] = stream
-                self.kept_steps += 1
+    def _act(self, pool: Pool, ids: np.ndarray, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Any, Any, Any]:
+        """Steps instances, or resets them: observations, rewards, and whether it terminated or truncated."""
+        obs, reward, terminated, truncated = self._play(pool.envs, ids, leaves)
+        pool.over[ids] = terminated | truncated
+        pool.now[ids, 1] += 1
+        pool.now[ids, 2] = hashed(pool.now[ids, 2], leaves or [RESET])
+        self.pools.move_to_end(pool)
+        if pool.log is not None:
+            pool.log.append((ids, leaves, pool.now[ids]))
+            self.kept_steps += len(ids)
         while self.kept_steps > KEPT_STEPS:
-            self._forget(self.remembered.popleft())
-        return obs, streams, reward, terminated, truncated
-
-    def _forget(self, stream: Stream) -> None:
-        self.kept_steps -= len(stream.actions)
-        for state in stream.states or ():
-            if self.past.get(state) is stream:
-                del self.past[state]
-        stream.states, stream.actions = None, []
-
-    def _play(self, pool: Any, ids: np.ndarray, leaves: list[np.ndarray] | None) -> tuple[Any, Any, Any, Any]:
-        """Steps instances of one pool, or resets them: observations, rewards, and whether it terminated or truncated."""
-        if leaves is None:
-            obs, no = pool.reset(ids)[0], np.zeros(len(ids), bool)
-            reward, terminated, truncated = no.astype(np.float32), no, no
-        else:
-            action = jax.tree.unflatten(jax.tree.structure(parts(self.action_space)), leaves)
-            obs, reward, terminated, truncated, _ = pool.step(action, ids)
-        like = zip(leaves_of(obs), jax.tree.leaves(self.blank), self.channels_first)
-        obs = [(np.moveaxis(x, 1, -1) if first else x).astype(y.dtype, copy=False).reshape((len(ids), *y.shape)) for x, y, first in like]
+            oldest = self.logged.popleft()
+            self.kept_steps -= sum(len(x) for x, *_ in oldest.log or ())
+            oldest.log = None
+            self._bury(oldest)
         return obs, reward, terminated, truncated
+
+    def _play(self, envs: Any, ids: np.ndarray, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Any, Any, Any]:
+        """Envpool resets what is over instead of stepping it; when told to reset it would also begin anew a game with lives left."""
+        spaces = parts(self.action_space)
+        leaves = leaves or [np.zeros((len(ids), *x.shape), x.dtype) for x in jax.tree.leaves(spaces)]
+        obs, reward, terminated, truncated, _ = envs.step(jax.tree.unflatten(jax.tree.structure(spaces), leaves), ids)
+        return self._seen(obs), reward, terminated, truncated
+
+    def _seen(self, obs: Any) -> list[np.ndarray]:
+        like = zip(leaves_of(obs), jax.tree.leaves(self.blank), self.channels_first)
+        seen = [(np.moveaxis(x, 1, -1) if first else x).astype(blank.dtype, copy=False) for x, blank, first in like]
+        return [x.reshape((len(x), *blank.shape)) for x, blank in zip(seen, jax.tree.leaves(self.blank))]
 
     def _nothing(self, n: int) -> list[np.ndarray]:
         return [np.zeros((n, *x.shape), x.dtype) for x in jax.tree.leaves(self.blank)]
+
+    def _fill(self, obs: list[np.ndarray], at: np.ndarray, new: list[np.ndarray]) -> None:
+        for i, x in enumerate(new):
+            if len(x) == len(obs[i]):
+                obs[i] = x
+            else:
+                obs[i][at] = x
 
     def _shaped(self, obs: list[np.ndarray], shape: tuple[int, ...]) -> PyTree:
         leaves = [x.reshape((*shape, *x.shape[1:])) for x in obs]
