@@ -18,9 +18,11 @@ def names() -> list[str]:
 
 
 def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[OnHost, None]:
-    """With the arguments of `gymnasium.make`, such as `max_episode_steps`."""
+    """With the arguments of `gymnasium.make`, such as `max_episode_steps`, or of the environment, such as `frameskip` of `ALE/Pong-v5`."""
     gymnasium: Any = extra("gymnasium", "gymnasium", env_id)
     name = env_id.partition("/")[2]
+    if name.startswith("ALE/"):
+        extra("ale_py", "atari", env_id)  # importing it registers its games
     if name not in gymnasium.registry and ":" not in name:  # a module to import first, which registers it
         raise unknown("gymnasium", env_id, names())
     try:
