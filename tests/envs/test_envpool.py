@@ -132,6 +132,26 @@ def test_a_state_of_another_process_is_cut_off_and_a_new_life_begins():
     assert eqx.tree_equal(other.reset_where(jax.random.key(6), jnp.array(True), same), env.reset(jax.random.key(6)))
 
 
+def test_states_in_another_order_and_episodes_that_still_go_on():
+    env, _ = make(CARTPOLE, max_episode_steps=2)
+    step = jax.jit(jax.vmap(lambda state, action: env.step(jax.random.key(0), state, action)[:2]))
+    obs, state = jax.vmap(env.reset)(jax.random.split(jax.random.key(8), 3))
+    theirs = by_hand(CARTPOLE, state, max_episode_steps=2)
+    theirs.reset()
+    turned = jax.tree.map(lambda x: x[::-1], state)
+    obs, after = step(turned, jnp.array([0, 1, 1]))
+    np.testing.assert_array_equal(obs[::-1], theirs.step(np.array([1, 1, 0]))[0])
+    obs, ended = step(after, jnp.array([0, 1, 0]))
+    np.testing.assert_array_equal(obs[::-1], theirs.step(np.array([0, 1, 0]))[0])
+    mixed = jax.tree.map(lambda x, y: x.at[1].set(y[1]), ended, after)  # the middle one still goes on: a life of its own begins
+    keys = jax.random.split(jax.random.key(9), 3)
+    first, new = jax.vmap(env.reset_where, in_axes=(0, None, 0))(keys, jnp.array(True), mixed)
+    expected = theirs.step(np.array([0, 0, 0]))[0]
+    np.testing.assert_array_equal(first[::2][::-1], expected[::2])
+    np.testing.assert_array_equal(first[1], env.reset(keys[1])[0])
+    assert new.on_host[:, 1].tolist() == [3, 0, 3]
+
+
 @pytest.mark.parametrize("stepper", [ResetWhenDone(), NeverReset()])
 def test_many_at_once_and_seeds_of_many_are_each_as_if_alone(stepper):
     env, params = make(CARTPOLE, max_episode_steps=12)
@@ -223,7 +243,7 @@ def test_what_is_left_alone_is_dropped_and_what_is_long_ago_is_forgotten(monkeyp
 def test_only_what_ended_is_reset(monkeypatch):
     resets = []
     play = Pools._play
-    monkeypatch.setattr(Pools, "_play", lambda self, envs, ids, leaves: resets.extend([] if leaves else ids) or play(self, envs, ids, leaves))
+    monkeypatch.setattr(Pools, "_play", lambda self, envs, ids, x: resets.extend([] if x else ids) or play(self, envs, ids, x))
     env, params = make(CARTPOLE, max_episode_steps=50)
     env = anew(env)
     stepper, keys = ResetWhenDone(), jax.random.split(jax.random.key(0), 4)

@@ -84,7 +84,7 @@ class Pools(AbstractHost):
         obs, asked = self._nothing(len(after)), np.flatnonzero(np.asarray(needed))
         with self.lock:
             there, strange = self._stand(after, asked)
-            strange = np.concatenate([strange, *(at[~pool.over[ids]] for pool, ids, at in there)])
+            strange = np.sort(np.concatenate([strange, *(at[~pool.over[ids]] for pool, ids, at in there)]))
             for pool, ids, at in ((pool, ids[pool.over[ids]], at[pool.over[ids]]) for pool, ids, at in there):
                 self._fill(obs, at, self._act(pool, ids, None)[0])
                 after[at] = pool.now[ids]
@@ -113,7 +113,8 @@ class Pools(AbstractHost):
             one, way = self._way(state)
             if way is None:
                 raise ValueError(NOT_DRAWN)
-            envs, before, time = self.drawn or (None, None, 0)
+            drawn: Any = self.drawn or (None, None, 0)
+            envs, before, time = drawn
             if one is None or one != before or time > state[1]:
                 envs, time = self._envs([state[0]], render_mode="rgb_array"), 0
                 envs.reset()
