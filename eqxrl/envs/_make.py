@@ -33,8 +33,8 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
       `suite/name`, such as `"popgym/RepeatPreviousEasy"` (POPGym's tasks of memory) or `"brax/ant"` (brax:
       `pip install 'eqxrl[brax]'`), which `env_ids(suite)` lists; or `"path/to/file.py:Name"` for a class, or a function that returns an
       environment, in a file of your own;
-    - `env_kwargs`: options of the suite, such as `max_episode_steps` of gymnasium and envpool, or of the environment, such as `frameskip` of
-      `"gymnasium/ALE/Pong-v5"` and `frame_skip`, `episodic_life`, `reward_clip` of `"envpool/Pong-v5"`.
+    - `env_kwargs`: options of the suite, such as `max_episode_steps` of gymnasium and envpool, or of an environment, as `frameskip` of
+      `"gymnasium/ALE/Pong-v5"` and `episodic_life` and `frame_skip` of `"envpool/Pong-v5"`.
 
     **Raises:** `TypeError` for an id that is no string, `ValueError` for an unknown one, with the names that come nearest;
     what `from_file` raises for a file; `ConnectionError` when the data of MNISTBandit can't be had.
