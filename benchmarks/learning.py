@@ -30,6 +30,7 @@ ROWS = [
     ("MountainCar-v0", "dqn", "zoo", None, 10, "mean >= -115", lambda x: x.mean() >= -115),
     ("Acrobot-v1", "dqn", "zoo", None, 10, "mean >= -85", lambda x: x.mean() >= -85),
     ("Acrobot-v1", "dqn", "qr", None, 10, "mean >= -80", lambda x: x.mean() >= -80),
+    ("envpool/CartPole-v1", "ppo", "zoo", None, 4, "every seed >= 475", lambda x: min(x) >= 475),
     ("gymnasium/CartPole-v1", "ppo", "zoo", None, 4, "every seed >= 475", lambda x: min(x) >= 475),
     ("navix/Navix-Empty-8x8-v0", "ppo", "tuned", None, 5, "every seed >= 0.9", lambda x: min(x) >= 0.9),
     ("navix/Navix-DoorKey-5x5-v0", "ppo", "tuned", None, 5, "mean >= 0.9", lambda x: x.mean() >= 0.9),

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 
 from eqxrl import PPO, PPOHParams, make, set_cpu_flags
 from eqxrl.envs import default_stepper, known_suites
@@ -26,9 +27,9 @@ from eqxrl.spaces import sample
 NUM_ENVS, NUM_STEPS, RUNS = 64, 500, 7
 ENVS = {
     "gymnax": "CartPole-v1", "brax": "brax/inverted_pendulum", "craftax": "craftax/Craftax-Classic-Symbolic-v1",
-    "gymnasium": "gymnasium/CartPole-v1", "jaxmarl": "jaxmarl/MPE_simple_spread_v3", "jumanji": "jumanji/Snake-v1",
-    "navix": "navix/Navix-Empty-8x8-v0", "pgx": "pgx/2048", "popgym": "popgym/RepeatPreviousEasy",
-    "xminigrid": "xminigrid/MiniGrid-Empty-8x8",
+    "envpool": "envpool/CartPole-v1", "gymnasium": "gymnasium/CartPole-v1", "jaxmarl": "jaxmarl/MPE_simple_spread_v3",
+    "jumanji": "jumanji/Snake-v1", "navix": "navix/Navix-Empty-8x8-v0", "pgx": "pgx/2048", "playground": "playground/CartpoleBalance",
+    "popgym": "popgym/RepeatPreviousEasy", "xminigrid": "xminigrid/MiniGrid-Empty-8x8",
 }
 By = tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]
 """`reset(key) -> state` and `step(key, state, action) -> state` of one environment, which resets by itself."""
@@ -87,6 +88,15 @@ def pgx_by_hand(name: str) -> By:
     return env.init, lambda key, state, action: step(state, action, key)
 
 
+def playground_by_hand(name: str) -> By:
+    from mujoco_playground import dm_control_suite
+    from mujoco_playground._src import wrapper
+
+    env: Any = dm_control_suite.load(name, config_overrides={"impl": "jax"})
+    env = wrapper.BraxAutoResetWrapper(wrapper.brax_training.EpisodeWrapper(env, 1000, 1))
+    return env.reset, lambda key, state, action: env.step(jax.tree.map(lambda x: x, state), action)
+
+
 def xminigrid_by_hand(name: str) -> By:
     import xminigrid
     from xminigrid.wrappers import GymAutoResetWrapper
@@ -120,8 +130,8 @@ def through_package(env: Any, params: Any) -> Callable[[Any], Any]:
 
 
 def by_hand(suite: str, name: str, action_space: Any) -> Callable[[Any], Any] | None:
-    if suite == "gymnasium":
-        return partial(gymnasium_by_hand, name)
+    if suite in ("envpool", "gymnasium"):
+        return partial(globals()[f"{suite}_on_host"], name)
     made = globals().get(f"{suite}_by_hand")
     if made is None:
         return None
@@ -129,7 +139,18 @@ def by_hand(suite: str, name: str, action_space: Any) -> Callable[[Any], Any] | 
     return scanned(jax.vmap(reset), lambda keys, state, action: jax.vmap(step)(keys[1], state, action), action_space)
 
 
-def gymnasium_by_hand(name: str, key: Any) -> Any:
+def envpool_on_host(name: str, key: Any) -> Any:
+    import envpool
+
+    envs = envpool.make_gymnasium(name, num_envs=NUM_ENVS, seed=0)
+    rng = np.random.default_rng(0)
+    envs.reset()
+    for _ in range(NUM_STEPS):
+        obs = envs.step(rng.integers(envs.action_space.n, size=NUM_ENVS, dtype=np.int32))[0]
+    return jnp.asarray(obs)
+
+
+def gymnasium_on_host(name: str, key: Any) -> Any:
     import gymnasium
 
     envs = gymnasium.make_vec(name, NUM_ENVS, vectorization_mode="sync")

@@ -68,9 +68,21 @@ _PENDULUM_SAC = dict(
 _OTHER_SUITES = dict(num_envs=16, num_steps=128, num_minibatches=8, num_epochs=4, learning_rate=1e-3, max_grad_norm=0.5)
 _ALL = (
     Preset("CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml", _CARTPOLE_PPO, anneal=("learning_rate", "clip_eps")),
-    Preset(
-        "gymnasium/CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml", _CARTPOLE_PPO | dict(eval_freq=49_920, num_seeds_per_eval=32),
-        anneal=("learning_rate", "clip_eps"),
+    *(
+        Preset(
+            f"{suite}/CartPole-v1", "ppo", "zoo", f"{_ZOO}/ppo.yml", _CARTPOLE_PPO | dict(eval_freq=49_920, num_seeds_per_eval=32),
+            anneal=("learning_rate", "clip_eps"),
+        )
+        for suite in ("envpool", "gymnasium")
+    ),
+    *(
+        Preset(
+            f"{suite}/LunarLander-v3", "ppo", "zoo", f"{_ZOO}/ppo.yml",
+            dict(num_envs=16, num_steps=1024, num_minibatches=256, num_epochs=4, total_timesteps=999_424, eval_freq=196_608,
+                 num_seeds_per_eval=32, learning_rate=3e-4, clip_eps=0.2, gamma=0.999, gae_lambda=0.98, ent_coef=0.01, vf_coef=1.0,
+                 max_grad_norm=0.5, clip_value=False),
+        )
+        for suite in ("envpool", "gymnasium")
     ),
     Preset(
         "CartPole-v1", "ppo", "cleanrl", "CleanRL ppo.py; PureJaxRL ppo.py",

@@ -7,7 +7,20 @@ from eqxrl._extras import how_to_install
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.envs._contract import as_environment
 from eqxrl.envs._wrappers import SelectObservation
-from eqxrl.envs.suites import _brax, _craftax, _gymnasium, _gymnax, _jaxmarl, _jumanji, _navix, _pgx, _playground, _popgym, _xminigrid
+from eqxrl.envs.suites import (
+    _brax,
+    _craftax,
+    _envpool,
+    _gymnasium,
+    _gymnax,
+    _jaxmarl,
+    _jumanji,
+    _navix,
+    _pgx,
+    _playground,
+    _popgym,
+    _xminigrid,
+)
 
 NO_VELOCITY = {
     "CartPoleNoVel-v1": ("CartPole-v1", (0, 2)),
@@ -16,8 +29,8 @@ NO_VELOCITY = {
 }
 """gymnax's, and the components of their observations that are no velocities."""
 SUITES: dict[str, Any] = {
-    "brax": _brax, "craftax": _craftax, "gymnasium": _gymnasium, "jaxmarl": _jaxmarl, "jumanji": _jumanji, "navix": _navix, "pgx": _pgx,
-    "playground": _playground, "popgym": _popgym, "xminigrid": _xminigrid,
+    "brax": _brax, "craftax": _craftax, "envpool": _envpool, "gymnasium": _gymnasium, "jaxmarl": _jaxmarl, "jumanji": _jumanji,
+    "navix": _navix, "pgx": _pgx, "playground": _playground, "popgym": _popgym, "xminigrid": _xminigrid,
 }
 """Environments called `suite/name`. Each has `PACKAGE`, what is imported (`None` for our own), `names()`, and `make(env_id, env_kwargs)`,
 which gives one and its parameters. A package's extra is called as the suite."""
@@ -32,7 +45,9 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
     - `env_id`: the name of an environment of gymnax (or one added with `gymnax.register`), such as `"CartPole-v1"`;
       `suite/name`, such as `"popgym/RepeatPreviousEasy"` (POPGym's tasks of memory) or `"brax/ant"` (brax:
       `pip install 'eqxrl[brax]'`), which `env_ids(suite)` lists; or `"path/to/file.py:Name"` for a class, or a function that returns an
-      environment, in a file of your own.
+      environment, in a file of your own;
+    - `env_kwargs`: options of the suite, such as `max_episode_steps` of gymnasium and envpool, or of an environment, as `frameskip` of
+      `"gymnasium/ALE/Pong-v5"` and `episodic_life` and `frame_skip` of `"envpool/Pong-v5"`.
 
     **Raises:** `TypeError` for an id that is no string, `ValueError` for an unknown one, with the names that come nearest;
     what `from_file` raises for a file; `ConnectionError` when the data of MNISTBandit can't be had.

@@ -91,10 +91,10 @@ class ResetWhenDone(AbstractStepper):
         if not hasattr(type(env), "reset_where"):  # a wrapper would give that of the environment inside, which isn't its own
             return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[1])
 
-        def first(keys: Any, ended: Any) -> Any:
-            return strong(jax.vmap(env.reset_where, in_axes=(0, 0, None))(keys, ended, env_params))
+        def first(keys: Any, ended: Any, state: Any) -> Any:
+            return strong(jax.vmap(env.reset_where, in_axes=(0, 0, 0, None))(keys, ended, state, env_params))
 
-        return vec_step(stepped, reset_state, first, keys[1], stepped[3] | stepped[4])
+        return vec_step(stepped, reset_state, first, keys[1], stepped[3] | stepped[4], stepped[1])
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
         return reset_state

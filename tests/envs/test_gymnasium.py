@@ -41,6 +41,22 @@ def test_each_step_is_that_of_gymnasium(name, options):
     assert truncated if options else terminated
 
 
+def test_atari_with_its_options():
+    pytest.importorskip("ale_py")
+    env, _ = make("gymnasium/ALE/Pong-v5", frameskip=2, max_num_frames_per_episode=400)
+    obs, state = jax.jit(env.reset)(jax.random.key(0))
+    by_hand = gymnasium.make("ALE/Pong-v5", frameskip=2, max_num_frames_per_episode=400)
+    np.testing.assert_array_equal(obs, by_hand.reset(seed=seed_of(state))[0])
+    step, done = jax.jit(env.step), False
+    while not done:
+        obs, state, reward, terminated, truncated, _ = step(jax.random.key(0), state, jnp.array(3))
+        expected = by_hand.step(3)
+        np.testing.assert_array_equal(obs, expected[0])
+        assert (reward, terminated, truncated) == expected[1:4]
+        done = bool(terminated | truncated)
+    assert truncated and obs.shape == (210, 160, 3)
+
+
 def test_what_follows_the_end_is_filler():
     env, _ = make(CARTPOLE, max_episode_steps=3)
     obs, state = env.reset(jax.random.key(0))

@@ -41,7 +41,7 @@ def test_names_that_are_near_to_nothing_get_the_list():
 
 @pytest.mark.parametrize("name", ["atari/Pong", "procgen/CoinRun", "my_env.py", "./my_env.py", "popgym/my_env.py"])
 def test_other_suites_are_unknown(name):
-    suites = "brax, craftax, gymnasium, jaxmarl, jumanji, navix, pgx, playground, popgym, xminigrid"
+    suites = "brax, craftax, envpool, gymnasium, jaxmarl, jumanji, navix, pgx, playground, popgym, xminigrid"
     with pytest.raises(ValueError, match=f"no environment '{name}': .*'suite/name', and the suites are {suites}; .*file.py:Name"):
         make(name)
 

@@ -1,8 +1,8 @@
 """Where the time of a PPO iteration goes: collecting, advantages, each part of a minibatch; beside each what it can't do without, and how
 many instructions XLA runs in the body of each loop.
 
-    python benchmarks/profile.py                # every configuration of peers.py
-    python benchmarks/profile.py "4 x 128"
+    python benchmarks/phases.py                # every configuration of peers.py
+    python benchmarks/phases.py "4 x 128"
 """
 
 import argparse
