@@ -85,8 +85,8 @@ class ResetWhenDone(AbstractStepper):
     ) -> VecStep:
         stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
         if self.every_step:
-            after, first = vec_step(stepped, reset_state), _reset_all(env, env_params, keys[1])
-            obs, env_state = select(after.done, first, (after.obs, after.env_state))
+            after, anew = vec_step(stepped, reset_state), _reset_all(env, env_params, keys[1])
+            obs, env_state = select(after.done, anew, (after.obs, after.env_state))
             return dataclasses.replace(after, obs=obs, env_state=env_state)
         if not hasattr(type(env), "reset_where"):  # a wrapper would give that of the environment inside, which isn't its own
             return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[1])
