@@ -144,7 +144,8 @@ _ALL = (
     Preset(
         "MountainCar-v0", "dqn", "zoo", f"{_ZOO}/dqn.yml, with targets of three steps and a falling learning rate",
         dict(num_envs=1, num_steps=16, updates_per_iteration=8, buffer_size=10_000, batch_size=128, learning_starts=1_000, gamma=0.98,
-             n_step=3, target_update_freq=300, total_timesteps=120_000, eval_freq=12_000, learning_rate=4e-3, epsilon_end=0.07, double=False),
+             n_step=3, target_update_freq=300, total_timesteps=120_000, eval_freq=12_000, learning_rate=4e-3,
+             epsilon_end=0.07, double=False),
         anneal=_LR, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256)))),
     ),
     *(
