@@ -268,7 +268,7 @@ _ALL = (
             anneal=_LR,
         )
         for env_id, total_timesteps, eval_freq, more in (
-            ("brax/inverted_pendulum", 409_600, 40_960,
+            ("brax/inverted_pendulum", 819_200, 81_920,
              dict(num_epochs=8, normalize_observations=True, ent_coef=0.0, clip_value=False)),
             ("brax/fast", 204_800, 20_480,
              dict(normalize_observations=True, normalize_rewards=True, ent_coef=0.0, clip_value=False)),
