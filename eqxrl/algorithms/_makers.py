@@ -36,14 +36,14 @@ class MakeNetwork:
 
     kind: str
     """mlp, cnn, gru, lstm or lru (see `nn.ActorCritic`), q (`nn.QNetwork`), actor (`nn.StochasticActor`), deterministic
-    (`nn.DeterministicActor`), action_value (`nn.ActionValue`) q_policy (an `nn.QNetwork` as `nn.QActorCritic`) or agents
+    (`nn.DeterministicActor`), action_value (`nn.ActionValue`), q_policy (an `nn.QNetwork` as `nn.QActorCritic`) or agents
     (`nn.SharedAgents`)."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Those of that network; `activation` by name: tanh, relu, swish; of agents, `of` is the kind of one agent's, mlp by default."""
 
     def __post_init__(self):
-        for what, name, known in (("kind", self.kind, _KINDS), ("activation", self.options.get("activation", "relu"), _ACTIVATIONS),
-                                  ("of", self.options.get("of", "mlp"), _KINDS)):
+        activation, of = self.options.get("activation", "relu"), self.options.get("of", "mlp")
+        for what, name, known in (("kind", self.kind, _KINDS), ("activation", activation, _ACTIVATIONS), ("kind of agent", of, _KINDS)):
             if name not in known:
                 raise ValueError(f"MakeNetwork got the {what} {name!r}; there is {', '.join(known)}")
 

@@ -284,7 +284,7 @@ _ALL = (
         "jumanji/Game2048-v1", "ppo", "tuned", "tuned here",
         dict(total_timesteps=499_712, eval_freq=124_928, num_seeds_per_eval=64, learning_rate=1e-3, gamma=0.997, normalize_rewards=True),
     ),
-    *(  # With its entropy bonus of 0.01 most agents soon die at the same place each time, and find no way past it.
+    *(  # With its entropy bonus of 0.01 many agents soon die at the same place each time, and find no way past it.
         Preset(
             "Breakout-MinAtar", "ppo", name, "PureJaxRL, README, MinAtar, with more entropy, and with values that may follow returns",
             dict(num_envs=64, num_steps=128, num_minibatches=8, num_epochs=4, total_timesteps=1_998_848, eval_freq=204_800,
