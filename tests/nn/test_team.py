@@ -182,7 +182,7 @@ class Apart(eqx.Module):
 
 
 def test_it_is_chosen_as_other_networks_are_and_learns():
-    with pytest.raises(ValueError, match="MakeNetwork got the of 'mpl'; there is mlp"):
+    with pytest.raises(ValueError, match="MakeNetwork got the kind of agent 'mpl'; there is mlp"):
         MakeNetwork("agents", dict(of="mpl"))
     hp = PPOHParams(num_envs=16, num_steps=20, num_minibatches=2, num_epochs=4, total_timesteps=9_600, eval_freq=4_800, learning_rate=5e-3,
                     num_seeds_per_eval=32)
