@@ -19,12 +19,10 @@ from eqxrl.spaces import Box
 PACKAGE = "brax"
 
 
-class Brax(eqx.Module):
-    """An environment of brax, without a time limit. `info` has its metrics, such as the parts of the reward."""
+class AbstractBrax(eqx.Module):
+    """An environment of brax's interface, without a time limit. `info` has its metrics, such as the parts of the reward."""
 
-    env: Any = eqx.field(static=True)
-    name: str = eqx.field(static=True)
-    reset_pool: int | None = eqx.field(static=True, default=None)
+    env: eqx.AbstractVar[Any]
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
         state = self.env.reset(key)
@@ -34,11 +32,19 @@ class Brax(eqx.Module):
         state = self.env.step(jax.tree.map(lambda x: x, state), action)  # it writes into the dicts of the state that it is given
         return state.obs, state, state.reward, state.done > 0, jnp.zeros((), bool), state.metrics
 
-    def observation_space(self, params: Any = None) -> Box:
-        return Box(-jnp.inf, jnp.inf, (self.env.observation_size,))
-
     def action_space(self, params: Any = None) -> Box:
         return Box(-1.0, 1.0, (self.env.action_size,))
+
+
+class Brax(AbstractBrax):
+    """An environment of brax."""
+
+    env: Any = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+    reset_pool: int | None = eqx.field(static=True, default=None)
+
+    def observation_space(self, params: Any = None) -> Box:
+        return Box(-jnp.inf, jnp.inf, (self.env.observation_size,))
 
     def picture(self, state: Any, params: Any = None) -> UInt8[np.ndarray, "height width 3"]:
         if not hasattr(self.env, "sys"):

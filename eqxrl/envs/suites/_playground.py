@@ -8,40 +8,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import UInt8
 
 from eqxrl._extras import extra
-from eqxrl.envs._protocol import Transition
 from eqxrl.envs._wrappers import TimeLimit
 from eqxrl.envs.suites import _bodies
+from eqxrl.envs.suites._brax import AbstractBrax
 from eqxrl.envs.suites._names import unknown
 from eqxrl.spaces import Box, Dict, Space
 
 PACKAGE = "mujoco_playground"
 
 
-class Playground(eqx.Module):
-    """An environment of MuJoCo Playground, without a time limit. It ends only where the simulation breaks down, with NaN. `info` has its
-    metrics, such as the parts of the reward."""
+class Playground(AbstractBrax):
+    """An environment of MuJoCo Playground. Most end only where the simulation breaks down."""
 
     env: Any = eqx.field(static=True)
     name: str = eqx.field(static=True)
     space: Space = eqx.field(static=True)
     reset_pool: int | None = eqx.field(static=True)
 
-    def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
-        state = self.env.reset(key)
-        return state.obs, state
-
-    def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
-        state = self.env.step(jax.tree.map(lambda x: x, state), action)  # it writes into the dicts of the state that it is given
-        return state.obs, state, state.reward, state.done > 0, jnp.zeros((), bool), state.metrics
-
     def observation_space(self, params: Any = None) -> Space:
         return self.space
-
-    def action_space(self, params: Any = None) -> Box:
-        return Box(-1.0, 1.0, (self.env.action_size,))
 
     def picture(self, state: Any, params: Any = None) -> UInt8[np.ndarray, "height width 3"]:
         data = state.data
