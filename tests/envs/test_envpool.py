@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxrl import PPO, PPOHParams, Trainer, check_env, make
+from eqxrl import check_env, make
 from eqxrl.envs import NeverReset, ResetWhenDone, episode_limit
 from eqxrl.envs.suites._envpool import Pools
 from eqxrl.spaces import Box
@@ -190,27 +190,6 @@ def test_unknown_names_and_options():
         make(CARTPOLE, max_steps=3)
     with pytest.raises(TypeError, match="CartPole-v1 has no option 'seed'; it follows from what is trained"):
         make(CARTPOLE, seed=3)
-
-
-def test_two_seeds_train_and_one_is_drawn(tmp_path):
-    env, params = make(CARTPOLE, max_episode_steps=20)
-    hp = PPOHParams(num_envs=2, num_steps=8, num_minibatches=1, num_epochs=1, total_timesteps=32, eval_freq=16, num_seeds_per_eval=2)
-    algo = PPO.create(env=env, env_params=params, hp=hp)
-    state, metrics = Trainer().fit(algo, jax.random.split(jax.random.key(0), 2))
-    assert np.isfinite(metrics.cumulative_reward).all() and metrics.cumulative_reward.shape == (2, 3, 2)
-    one = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, state)
-    assert algo.visualize(one, tmp_path / "episode.gif", jax.random.key(0)).stat().st_size > 1000
-
-
-def test_a_resumed_run_says_what_it_lost(tmp_path):
-    env, params = make(CARTPOLE)
-    hp = PPOHParams(num_envs=2, num_steps=8, num_minibatches=1, num_epochs=1, total_timesteps=16, eval_freq=16, num_seeds_per_eval=2)
-    algo = PPO.create(env=env, env_params=params, hp=hp)
-    Trainer(folder=tmp_path).fit(algo, jax.random.key(0))
-    algo = dataclasses.replace(algo, env=anew(env), hp=dataclasses.replace(hp, total_timesteps=32))
-    with pytest.warns(UserWarning, match="goes on otherwise than if it hadn't been cut off: envpool's environments can't be saved"):
-        state, _ = Trainer(folder=tmp_path).fit(algo, resume=True)
-    assert int(algo.env_steps(state)) == 32
 
 
 def test_what_is_left_alone_is_dropped_and_what_is_long_ago_is_forgotten(monkeypatch):
