@@ -89,12 +89,11 @@ def pgx_by_hand(name: str) -> By:
 
 
 def playground_by_hand(name: str) -> By:
-    from mujoco_playground import dm_control_suite
-    from mujoco_playground._src import wrapper
+    """Of a batch, for which its wrapper is made, and with the bits of keys, whose shapes it reads."""
+    from mujoco_playground import dm_control_suite, wrapper
 
-    env: Any = dm_control_suite.load(name, config_overrides={"impl": "jax"})
-    env = wrapper.BraxAutoResetWrapper(wrapper.brax_training.EpisodeWrapper(env, 1000, 1))
-    return env.reset, lambda key, state, action: env.step(jax.tree.map(lambda x: x, state), action)
+    env = wrapper.wrap_for_brax_training(dm_control_suite.load(name, config_overrides={"impl": "jax"}), episode_length=1000)
+    return lambda keys: env.reset(jr.key_data(keys)), lambda key, state, action: env.step(state, action)
 
 
 def xminigrid_by_hand(name: str) -> By:
@@ -136,7 +135,9 @@ def by_hand(suite: str, name: str, action_space: Any) -> Callable[[Any], Any] | 
     if made is None:
         return None
     reset, step = made(name)
-    return scanned(jax.vmap(reset), lambda keys, state, action: jax.vmap(step)(keys[1], state, action), action_space)
+    if suite != "playground":
+        reset, step = jax.vmap(reset), jax.vmap(step)
+    return scanned(reset, lambda keys, state, action: step(keys[1], state, action), action_space)
 
 
 def envpool_on_host(name: str, key: Any) -> Any:
