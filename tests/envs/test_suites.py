@@ -54,7 +54,7 @@ def test_a_killed_run_ends_as_undisturbed(env_id, tmp_path):
             time.sleep(0.02)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    said = eqxrl("train", "--resume", "runs/cut", cwd=tmp_path).stdout
+    said = eqxrl("train", "--resume", "runs/cut", cwd=tmp_path).stderr
     eqxrl(*train, "whole", cwd=tmp_path)
     files = ("policy.eqx", "metrics.jsonl")
     cut, whole = ({name: (tmp_path / "runs" / run / name).read_bytes() for name in files} for run in ("cut", "whole"))

@@ -70,7 +70,7 @@ class Jumanji(eqx.Module):
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
         with scatters_of_other_dtypes():
-            state, timestep = self.env.reset(key)
+            state, timestep = self.env.reset(jax.random.key_data(key))  # a typed key in the state would count as used where it is kept
         return _shown(self.env.observation_spec, timestep.observation, self.max_steps), state
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
