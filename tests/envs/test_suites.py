@@ -45,7 +45,7 @@ def eqxrl(*args, cwd):
     return done
 
 
-def test_a_killed_run_ends_as_undisturbed(env_id, tmp_path):
+def test_a_killed_run_ends_as_undisturbed(env_id, tmp_path, promotion_of_ranks):
     """Where an environment can't be saved, as is said, it is enough that the run ends."""
     train = ["train", env_id, *TRAINING, "--quiet", "--name"]
     with subprocess.Popen(command(*train, "cut"), cwd=tmp_path) as process:
