@@ -25,7 +25,7 @@ class AbstractBrax(eqx.Module):
     env: eqx.AbstractVar[Any]
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
-        state = self.env.reset(key)
+        state = self.env.reset(jax.random.key_data(key))  # Playground draws from a typed key again that it keeps, as none may be
         return state.obs, state
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
