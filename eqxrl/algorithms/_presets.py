@@ -256,11 +256,28 @@ _ALL = (
             ("jaxmarl/MPE_simple_speaker_listener_v4", dict(normalize_rewards=True), dict(central=True)),
         )
     ),
-    Preset(
-        "craftax/Craftax-Classic-Symbolic-v1", "ppo", "tuned", "tuned here, with a short horizon after Dedieu et al. 2025, https://arxiv.org/abs/2502.01591",
-        dict(num_envs=48, num_steps=96, num_minibatches=8, num_epochs=4, total_timesteps=1_004_544, eval_freq=101_376,
-             num_seeds_per_eval=32, learning_rate=4.5e-4, gamma=0.925, gae_lambda=0.625, max_grad_norm=0.5),
-        anneal=_LR,
+    *(
+        Preset(
+            env_id, "ppo", "tuned", "tuned here, with a short horizon after Dedieu et al. 2025, https://arxiv.org/abs/2502.01591",
+            dict(num_envs=48, num_steps=96, num_minibatches=8, num_epochs=4, total_timesteps=1_004_544, eval_freq=101_376,
+                 num_seeds_per_eval=32, learning_rate=4.5e-4, gamma=0.925, gae_lambda=0.625, max_grad_norm=0.5),
+            anneal=_LR,
+        )
+        for env_id in ("craftax/Craftax-Classic-Symbolic-v1", "craftax/Craftax-Symbolic-v1")
+    ),
+    *(
+        Preset(
+            env_id, "ppo", "tuned", "tuned here",
+            dict(num_envs=64, num_epochs=8, ent_coef=0.0, max_grad_norm=0.5, clip_value=False, num_seeds_per_eval=16,
+                 normalize_observations=True, normalize_rewards=True, **hp),
+            anneal=_LR,
+        )
+        for env_id, hp in (
+            ("playground/CartpoleBalance",
+             dict(num_steps=32, num_minibatches=4, total_timesteps=409_600, eval_freq=40_960, learning_rate=1e-3)),
+            ("playground/CartpoleSwingup",
+             dict(num_steps=128, num_minibatches=16, total_timesteps=1_638_400, eval_freq=163_840, learning_rate=5e-4)),
+        )
     ),
     *(
         Preset(
