@@ -1,5 +1,5 @@
-"""Learning curves of the presets outside gymnax: ten evaluations on the way, of each seed. What is measured is kept in curves.json beside this
-file, so that suites which can't be installed together share the picture, curves.png.
+"""Learning curves of the presets outside gymnax: ten evaluations on the way, of each seed. What is measured is kept in curves.json
+beside this file, so that suites which can't be installed together share the picture, curves.png.
 
     python benchmarks/curves.py                     # all that are installed
     python benchmarks/curves.py brax navix          # two suites
@@ -68,7 +68,7 @@ def main() -> None:
             continue
         curve = measure(env_id, algorithm, name, seeds)
         kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-        KEPT.write_text(json.dumps(dict(sorted({**kept, env_id: curve}.items())), indent=None).replace('}, "', '},\n "') + "\n")
+        KEPT.write_text(json.dumps(dict(sorted({**kept, env_id: curve}.items()))).replace('}, "', '},\n "') + "\n")
         print(env_id, *np.mean(curve["returns"], axis=0).round(2), flush=True)
     draw(json.loads(KEPT.read_text()), KEPT.with_suffix(".png"))
 

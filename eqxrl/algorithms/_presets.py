@@ -308,7 +308,7 @@ _ALL = (
                  learning_rate=5e-3, max_grad_norm=0.5, ent_coef=0.1, clip_value=False),
             anneal=_LR, parts=dict(actor_critic=network),
         )
-        for name, network in (("purejaxrl", MakeNetwork("mlp", dict(activation="relu"))), ("cnn", MakeNetwork("cnn")))
+        for name, network in (("purejaxrl", MakeNetwork("mlp", dict(activation="relu"))), ("cnn", MakeNetwork("cnn", dict(shared=False))))
     ),
     Preset(
         "Breakout-MinAtar", "pqn", "purejaxql", "PureJaxQL, configurations, MinAtar",
