@@ -170,3 +170,17 @@ envs.check_env(envs.TimeLimit(Mine(), 5), num_steps=20)
 assert "gymnax" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_gymnax_draws_with_is_imported_only_where_it_draws():
+    script = """
+import sys
+from eqxrl import make
+env, env_params = make("Catch-bsuite")
+assert "gymnax" in sys.modules and not {"seaborn", "pandas", "matplotlib.pyplot"} & set(sys.modules)
+import jax
+_, state = env.reset(jax.random.key(0), env_params)
+figure, _ = env.env.render(state, env_params)
+assert type(figure).__module__ == "matplotlib.figure"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

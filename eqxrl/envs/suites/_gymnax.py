@@ -105,8 +105,9 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _gymnax() -> Any:
-    with _when_used("seaborn"):  # which a file of gymnax imports for its pictures, with pandas and SciPy: more than a second
-        return importlib.import_module("gymnax")  # takes a second
+    # Which files of gymnax import for their pictures; seaborn with pandas and SciPy, more than a second.
+    with _when_used("seaborn"), _when_used("matplotlib.pyplot"):
+        return importlib.import_module("gymnax")  # takes half a second
 
 
 @contextlib.contextmanager
