@@ -8,6 +8,7 @@ import jax
 
 from eqxrl import nn
 from eqxrl.buffers import PrioritizedBuffer, UniformBuffer
+from eqxrl.evaluators import EpisodeEvaluator
 from eqxrl.losses import HistogramMinimum
 
 _ACTIVATIONS = {"tanh": jax.nn.tanh, "relu": jax.nn.relu, "swish": jax.nn.swish}
@@ -22,6 +23,7 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "prioritized": lambda hp, **options: PrioritizedBuffer(hp.buffer_size, hp.batch_size, **options),
     "mixed_noise": lambda hp, **options: nn.MixedNoise(**options),
     "lasting_noise": lambda hp, **options: nn.OrnsteinUhlenbeckNoise(**options),
+    "episodes": lambda hp, **options: EpisodeEvaluator(hp.num_seeds_per_eval, **options),
     "histogram": lambda hp, **options: HistogramMinimum(nn.HLGauss(**options)),
 }
 
@@ -65,7 +67,7 @@ class MakePart:
 
     kind: str
     """uniform (`UniformBuffer`), prioritized (`PrioritizedBuffer`), mixed_noise (`nn.MixedNoise`),
-    lasting_noise (`nn.OrnsteinUhlenbeckNoise`) or histogram (`HistogramMinimum`)."""
+    lasting_noise (`nn.OrnsteinUhlenbeckNoise`), episodes (`EpisodeEvaluator`) or histogram (`HistogramMinimum`)."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Those of that part; of histogram, those of its `nn.HLGauss`."""
 
