@@ -1,7 +1,7 @@
 """Environments of other suites, stepped at random: env steps per second through the package, beside the suite used by hand.
 
     python benchmarks/suites.py                      # those that are installed
-    python benchmarks/suites.py navix jumanji
+    python benchmarks/suites.py navix gymnasium/HalfCheetah-v5
 
 64 environments at once, medians of 7 runs, interleaved (of 3 with PPO). By hand: the suite's own step with its own automatic reset, in a
 scan. Both draw actions alike. PPO: env steps per second of training with 64 environments, 128 steps, 4 minibatches, 4 epochs, without
@@ -144,10 +144,14 @@ def envpool_on_host(name: str, key: Any) -> Any:
     import envpool
 
     envs = envpool.make_gymnasium(name, num_envs=NUM_ENVS, seed=0)
-    rng = np.random.default_rng(0)
+    rng, space = np.random.default_rng(0), envs.action_space
     envs.reset()
     for _ in range(NUM_STEPS):
-        obs = envs.step(rng.integers(envs.action_space.n, size=NUM_ENVS, dtype=np.int32))[0]
+        if hasattr(space, "n"):
+            action = rng.integers(space.n, size=NUM_ENVS, dtype=np.int32)
+        else:
+            action = rng.uniform(space.low, space.high, (NUM_ENVS, *space.shape)).astype(space.dtype)
+        obs = envs.step(action)[0]
     return jnp.asarray(obs)
 
 
@@ -179,13 +183,13 @@ def ppo_rate(env: Any, params: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suites", nargs="*")
-    suites = parser.parse_args().suites or [suite for suite, missing in known_suites().items() if not missing and suite in ENVS]
+    parser.add_argument("suites", nargs="*", metavar="suite[/name]")
+    wanted = parser.parse_args().suites or [suite for suite, missing in known_suites().items() if not missing and suite in ENVS]
     set_cpu_flags(num_devices=1)
     print("| environment | by hand | eqxrl | ratio | with PPO |\n|---|---|---|---|---|")
-    for suite in suites:
-        env, params = make(ENVS[suite])
-        name = ENVS[suite].removeprefix(f"{suite}/")
+    for env_id in (ENVS.get(x, x) for x in wanted):
+        env, params = make(env_id)
+        suite, name = env_id.split("/", 1) if "/" in env_id else ("gymnax", env_id)
         both = [by_hand(suite, name, env.action_space(params)), through_package(env, params)]
         times: list[list[float]] = [[], []]
         for i in range(RUNS + 1):
@@ -195,7 +199,7 @@ def main() -> None:
         theirs, ours = (NUM_ENVS * NUM_STEPS / statistics.median(spent[1:]) if spent else None for spent in times)
         beside = f"{theirs / 1000:,.1f}k" if theirs else "-"
         ratio = f"{ours / theirs:.2f}" if theirs else "-"
-        print(f"| {ENVS[suite]} | {beside} | {ours / 1000:,.1f}k | {ratio} | {ppo_rate(env, params) / 1000:,.1f}k |", flush=True)
+        print(f"| {env_id} | {beside} | {ours / 1000:,.1f}k | {ratio} | {ppo_rate(env, params) / 1000:,.1f}k |", flush=True)
 
 
 if __name__ == "__main__":
