@@ -69,7 +69,7 @@ class Environment(Protocol):
       (`ResetFromPool`); 0 or `None` for resets of their own, which evaluations have always;
     - `cheap_reset: bool`: a reset costs no more than a step, so compute it at every step rather than in a branch of the program;
     - `reset_where(key, needed, state, params)`: `reset`, but that it may return anything where `needed` is false, for an environment that
-      pays for each reset of a batch, or that goes on from `state`, in which the episode before ended;
+      pays for each reset of a batch, or that goes on from `state`, in which the episode before ended; a wrapper doesn't need it;
     - `picture(state, params) -> uint8 [height width 3]`, what a GIF shows of a concrete state. Small ones are scaled up;
     - `not_restored: str`, said when a run is resumed: what a checkpoint lacks, since it isn't in the arrays of the state.
 
@@ -140,6 +140,13 @@ def layers(env: Any) -> Iterator[Any]:
     while isinstance(env, AbstractWrapper):
         env = env.env
         yield env
+
+
+def innermost_state(state: Any) -> Any:
+    """That of the innermost environment: wrappers, ours and gymnax's, keep what they wrap in a field `env_state`, or add nothing to it."""
+    while hasattr(state, "env_state"):
+        state = state.env_state
+    return state
 
 
 def class_name(env: Any) -> str:

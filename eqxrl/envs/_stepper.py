@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from eqxrl._cond import cond_any, cond_each
 from eqxrl._structs import AbstractSteps
 from eqxrl._typing import Action, Observation, field, leading, strong, typed
-from eqxrl.envs._protocol import Transition
+from eqxrl.envs._protocol import AbstractWrapper, Transition, innermost_state, layers
 
 Keys = Key[Array, " envs"]
 StepKeys = Key[Array, "2 envs"]
@@ -88,13 +88,14 @@ class ResetWhenDone(AbstractStepper):
             after, anew = vec_step(stepped, reset_state), _reset_all(env, env_params, keys[1])
             obs, env_state = select(after.done, anew, (after.obs, after.env_state))
             return dataclasses.replace(after, obs=obs, env_state=env_state)
-        if not hasattr(type(env), "reset_where"):  # a wrapper would give that of the environment inside, which isn't its own
+        ended_at = _state_to_go_on_from(env, env_params, keys[1, 0], stepped[1])
+        if ended_at is None:
             return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[1])
 
         def first(keys: Any, ended: Any, state: Any) -> Any:
-            return strong(jax.vmap(env.reset_where, in_axes=(0, 0, 0, None))(keys, ended, state, env_params))
+            return strong(jax.vmap(lambda *each: _reset_where(env, env_params, *each))(keys, ended, state))
 
-        return vec_step(stepped, reset_state, first, keys[1], stepped[3] | stepped[4], stepped[1])
+        return vec_step(stepped, reset_state, first, keys[1], stepped[3] | stepped[4], ended_at)
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
         return reset_state
@@ -185,6 +186,46 @@ def vec_step(stepped: Transition, reset_state: PyTree, first: Callable[..., Any]
 def select(done: Bool[Array, " envs"], yes: PyTree, no: PyTree) -> PyTree:
     """`yes` where `done`, else `no`: arrays `[envs ...]`."""
     return jax.tree.map(lambda a, b: jnp.where(done.reshape(-1, *[1] * (b.ndim - 1)), a, b), yes, no)
+
+
+class _ResetsWhere(AbstractWrapper):
+    """An environment whose `reset` is its `reset_where`."""
+
+    env: Any
+    needed: Bool[Array, ""]
+    state: PyTree
+
+    def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
+        return self.env.reset_where(key, self.needed, self.state, params)
+
+    def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
+        return self.env.step(key, state, action, params)
+
+
+def _state_to_go_on_from(env: Any, env_params: Any, key: Key[Array, ""], state: PyTree) -> PyTree | None:
+    """The innermost environment's, for its `reset_where`; `None` where it has none, or a wrapper keeps the state somewhere else."""
+    inner = list(layers(env))[-1]
+    if not hasattr(type(inner), "reset_where"):
+        return None
+    state = state if inner is env else innermost_state(state)
+    like = eqx.filter_eval_shape(inner.reset, key, env_params)[1]
+    return state if jax.tree.structure(state) == jax.tree.structure(like) else None
+
+
+def _reset_where(env: Any, env_params: Any, key: Key[Array, ""], needed: Bool[Array, ""], state: PyTree) -> tuple[Any, Any]:
+    """`env.reset`, in which that of the innermost environment is its `reset_where`."""
+    resets = _ResetsWhere(list(layers(env))[-1], needed, state)
+    return _around(resets, env).reset(key, env_params)
+
+
+def _around(inner: Any, env: Any) -> Any:
+    """The wrappers of `env`, around another innermost environment."""
+    if not isinstance(env, AbstractWrapper):
+        return inner
+    wrapper = object.__new__(type(env))
+    for name, x in vars(env).items():
+        object.__setattr__(wrapper, name, _around(inner, x) if name == "env" else x)
+    return wrapper
 
 
 def _reset_all(env: Any, env_params: Any, keys: Key[Array, "..."]) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from eqxrl._typing import KeyLike, as_key
 from eqxrl.envs import NeverReset, as_environment, env_name, episode_limit
-from eqxrl.envs._protocol import layers
+from eqxrl.envs._protocol import innermost_state, layers
 from eqxrl.viz._draw import OWN, RENDERERS, gym_pictures, require_pygame, with_title
 from eqxrl.viz._files import written_whole
 from eqxrl.viz._writers import WRITERS, require_av
@@ -84,7 +84,7 @@ def render_episode(
         drawn = np.minimum(shown, length - 1) if lost else shown
         size = len(chunks[0][1])
         env_states = (first if t == 0 else jax.tree.map(lambda x: x[(t - 1) % size], chunks[(t - 1) // size][0]) for t in drawn)
-        pictures = renderer.pictures(drawn_env, env_params, env_states if renderer is OWN else map(_innermost, env_states))
+        pictures = renderer.pictures(drawn_env, env_params, env_states if renderer is OWN else map(innermost_state, env_states))
         titled = (with_title(picture, name, f"step {t}   return {returns[t]:.2f}") for t, picture in zip(shown, pictures))
         durations = [1 / fps] * (len(shown) - 1) + [LAST_FRAME_S]
         WRITERS[Path(path).suffix.lower()](unfinished, titled, durations)
@@ -134,10 +134,3 @@ def _go_on(
 
 def _remembers(act: Callable) -> bool:
     return hasattr(act, "initial_carry")
-
-
-def _innermost(state: PyTree) -> PyTree:
-    """The state that gymnax's pictures are drawn from: wrappers, ours and gymnax's, keep it in a field `env_state`."""
-    while hasattr(state, "env_state"):
-        state = state.env_state
-    return state
