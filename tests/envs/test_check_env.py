@@ -34,7 +34,8 @@ BROKEN = {
     "ForgetsItsLimit": "goes on past the limit of 20 steps: report truncated at max_steps",
     "NumpyRandom": "another result for the same key when it is run again, or traced anew",
     "Counts": "another result for the same key when it is run again, or traced anew",
-    "MixesBatch": "under vmap it differs from one environment at a time",
+    "MixesBatch": "under vmap it does otherwise in another place, beside others",
+    "CountsItsNeighbours": "under vmap it does otherwise in another place, beside others",
 }
 REFUSED = {
     "IntegerActions": "IntegerActions.action_space: .* policies act in .* a Box of floats",
@@ -85,6 +86,11 @@ def test_errors_and_warnings_name_the_users_class_and_no_wrapper():
         check_spaces(TimeLimit(toy_envs.WrongShape(), 9), Params())
     with pytest.warns(UserWarning, match="^Walk: a time limit"):
         check_env(TimeLimitIsTerminal(Walk()))
+
+
+def test_what_amplifies_rounding_is_only_unusual():
+    with pytest.warns(UserWarning, match="^RoundsOtherwise: under vmap it differs from one environment at a time by more than rounding;"):
+        check_env(toy_envs.RoundsOtherwise())
 
 
 @pytest.mark.parametrize("env", [Walk(), TimeLimit(Walk(), 9)], ids=["walk", "time_limit"])

@@ -219,19 +219,28 @@ class NotJittable(Walk):
         return obs, state, reward if reward > -0.5 else 2 * reward, *rest
 
 
-@custom_vmap
-def _mixed(x):
-    return x
-
-
-@_mixed.def_vmap
-def _(axis_size, in_batched, x):
-    return x + jnp.arange(axis_size), True
+def batched_as(f):
+    """A function that returns its argument, and under vmap `f` of `[batch]` of them."""
+    same = custom_vmap(lambda x: x)
+    same.def_vmap(lambda axis_size, in_batched, x: (f(x), True))
+    return same
 
 
 class MixesBatch(Walk):
+    mixed = staticmethod(batched_as(lambda x: x + x.mean()))
+
     def spoil(self, obs, state, reward, *rest):
-        return obs, state, _mixed(reward), *rest
+        return obs, state, self.mixed(reward), *rest
+
+
+class CountsItsNeighbours(MixesBatch):
+    mixed = staticmethod(batched_as(lambda x: x + jnp.arange(x.size)))
+
+
+class RoundsOtherwise(MixesBatch):
+    """Alone it differs by a thousandth."""
+
+    mixed = staticmethod(batched_as(lambda x: x * 1.001))
 
 
 class IntegerActions(Walk):
