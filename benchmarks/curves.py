@@ -37,7 +37,7 @@ def draw(curves: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.ticker import EngFormatter
 
     rows = -(-len(curves) // COLUMNS)
-    figure = Figure(figsize=(3.2 * COLUMNS, 2.3 * rows), dpi=110, layout="tight")
+    figure = Figure(figsize=(3.2 * COLUMNS, 2.3 * rows), dpi=80, layout="tight")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for ax in axes[len(curves) :]:
         ax.remove()
