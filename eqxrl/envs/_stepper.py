@@ -88,7 +88,7 @@ class ResetWhenDone(AbstractStepper):
             after, anew = vec_step(stepped, reset_state), _reset_all(env, env_params, keys[1])
             obs, env_state = select(after.done, anew, (after.obs, after.env_state))
             return dataclasses.replace(after, obs=obs, env_state=env_state)
-        ended_at = _state_to_go_on_from(env, env_params, keys[1, 0], stepped[1])
+        ended_at = _state_to_go_on_from(env, env_params, keys, stepped[1])
         if ended_at is None:
             return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[1])
 
@@ -202,13 +202,13 @@ class _ResetsWhere(AbstractWrapper):
         return self.env.step(key, state, action, params)
 
 
-def _state_to_go_on_from(env: Any, env_params: Any, key: Key[Array, ""], state: PyTree) -> PyTree | None:
+def _state_to_go_on_from(env: Any, env_params: Any, keys: StepKeys, state: PyTree) -> PyTree | None:
     """The innermost environment's, for its `reset_where`; `None` where it has none, or a wrapper keeps the state somewhere else."""
     inner = list(layers(env))[-1]
     if not hasattr(type(inner), "reset_where"):
         return None
     state = state if inner is env else innermost_state(state)
-    like = eqx.filter_eval_shape(inner.reset, key, env_params)[1]
+    like = eqx.filter_eval_shape(inner.reset, jax.ShapeDtypeStruct((), keys.dtype), env_params)[1]
     return state if jax.tree.structure(state) == jax.tree.structure(like) else None
 
 
