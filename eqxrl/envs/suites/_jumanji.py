@@ -50,6 +50,10 @@ class Jumanji(eqx.Module):
     """How many there are of each choice, where the mask is joint."""
     spaces: tuple[Space, Space] = eqx.field(static=True)
 
+    @property
+    def cheap_reset(self) -> bool:
+        return type(self.env).__name__ == "Snake"  # with it 0.98 of its speed by hand, else 0.86
+
     def __init__(self, env: Any, name: str):
         self.name, self.max_steps, self.env = name, getattr(env, "time_limit", None), copy.copy(env)
         if self.max_steps is not None:
