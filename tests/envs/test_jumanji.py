@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eqxrl import check_env, make
-from eqxrl.envs import ResetWhenDone, TimeLimit, env_ids, episode_limit
+from eqxrl.envs import ResetWhenDone, TimeLimit, default_stepper, env_ids, episode_limit
 from eqxrl.nn import default_actor_critic
 from eqxrl.spaces import Box, Dict, Discrete, MultiDiscrete, bounds, parts, zeros
 
@@ -205,3 +205,8 @@ def test_every_one_keeps_to_the_contract_and_is_seen_by_a_network(name):
             assert x.dtype == part.dtype, path
             low, high = bounds(part) if isinstance(part, Box) else (-(name == "TSP-v1"), part.n - 1)  # nowhere yet
             assert (x >= low).all() and (x <= high).all(), path
+
+
+def test_resets_that_cost_less_than_a_branch_are_computed_at_every_step():
+    steppers = [default_stepper(make(f"jumanji/{name}")[0]) for name in ("Snake-v1", "Game2048-v1")]
+    assert steppers == [ResetWhenDone(every_step=True), ResetWhenDone()]
