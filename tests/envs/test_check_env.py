@@ -35,6 +35,7 @@ BROKEN = {
     "NumpyRandom": "another result for the same key when it is run again, or traced anew",
     "Counts": "another result for the same key when it is run again, or traced anew",
     "MixesBatch": "under vmap it does otherwise in another place, beside others",
+    "IsOtherAlone": "under vmap it differs from one environment at a time in what is seen",
     "CountsItsNeighbours": "under vmap it does otherwise in another place, beside others",
 }
 REFUSED = {

@@ -237,6 +237,10 @@ class CountsItsNeighbours(MixesBatch):
     mixed = staticmethod(batched_as(lambda x: x + jnp.arange(x.size)))
 
 
+class IsOtherAlone(MixesBatch):
+    mixed = staticmethod(batched_as(lambda x: x - 0.1))
+
+
 class RoundsOtherwise(MixesBatch):
     """Alone it differs by a thousandth."""
 
