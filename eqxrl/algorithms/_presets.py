@@ -315,8 +315,8 @@ _ALL = (
         for name, network in (("purejaxrl", MakeNetwork("mlp", dict(activation="relu"))), ("cnn", MakeNetwork("cnn", dict(shared=False))))
     ),
     Preset(
-        "Breakout-MinAtar", "pqn", "purejaxql", "PureJaxQL, configurations, MinAtar",
-        dict(num_envs=128, num_steps=32, num_minibatches=32, num_epochs=2, total_timesteps=1_998_848, eval_freq=204_800, learning_rate=5e-4,
+        "Breakout-MinAtar", "pqn", "purejaxql", "PureJaxQL, configurations, MinAtar, with twice the learning rate",
+        dict(num_envs=128, num_steps=32, num_minibatches=32, num_epochs=2, total_timesteps=1_998_848, eval_freq=204_800, learning_rate=1e-3,
              q_lambda=0.65, exploration_fraction=0.1),
         anneal=_LR, parts=dict(actor_critic=MakeNetwork("q_policy", dict(hidden_sizes=(), layer_norm=True))),
     ),
