@@ -1,16 +1,12 @@
 """gymnasium's environments beside gymnasium used by hand: `pip install 'eqxrl[gymnasium]'`, or these tests are left out."""
 
-import dataclasses
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eqxrl import check_env, make
-from eqxrl.envs import NeverReset, ResetWhenDone, episode_limit
-from eqxrl.envs.suites._host import Host
+from eqxrl.envs import episode_limit
 
 gymnasium = pytest.importorskip("gymnasium")
 spaces = gymnasium.spaces
@@ -57,73 +53,6 @@ def test_atari_with_its_options():
     assert truncated and obs.shape == (210, 160, 3)
 
 
-def test_what_follows_the_end_is_filler():
-    env, _ = make(CARTPOLE, max_episode_steps=3)
-    obs, state = env.reset(jax.random.key(0))
-    for _ in range(3):
-        obs, state, *_ = env.step(jax.random.key(0), state, jnp.array(0))
-    again, after, reward, terminated, truncated, _ = env.step(jax.random.key(0), state, jnp.array(0))
-    np.testing.assert_array_equal(again, obs)
-    np.testing.assert_array_equal(after.on_host, state.on_host)
-    assert reward == 0 and truncated and not terminated
-
-
-def test_a_state_can_be_stepped_again_and_otherwise():
-    """The episode is played anew up to there, also if it has gone on or ended since."""
-    env, _ = make(CARTPOLE)
-    step = jax.jit(lambda state, action: env.step(jax.random.key(0), state, action)[:3])
-    _, start = env.reset(jax.random.key(1))
-    states = [start]
-    for t in range(30):  # it falls to one side before
-        states.append(step(states[-1], jnp.array(0))[1])
-    middle = states[4]
-    left, right = (step(middle, jnp.array(a)) for a in (0, 1))
-    assert eqx.tree_equal(left[1], states[5])
-    by_hand = gymnasium.make("CartPole-v1")
-    by_hand.reset(seed=seed_of(start))
-    for action in (0, 0, 0, 0, 1):
-        expected = by_hand.step(action)[0]
-    np.testing.assert_array_equal(right[0], expected)
-    np.testing.assert_array_equal(step(right[1], jnp.array(1))[0], by_hand.step(1)[0])
-
-
-def test_a_state_of_another_process_is_cut_off():
-    env, _ = make(CARTPOLE)
-    obs, state = env.reset(jax.random.key(5))
-    for _ in range(2):
-        obs, state, *_ = env.step(jax.random.key(0), state, jnp.array(1))
-    other = dataclasses.replace(env, host=Host(lambda **options: gymnasium.make("CartPole-v1", **options)))
-    after, _, reward, terminated, truncated, _ = other.step(jax.random.key(0), state, jnp.array(1))
-    np.testing.assert_array_equal(after, obs)
-    assert reward == 0 and truncated and not terminated
-    with pytest.raises(ValueError, match="can't be drawn: another process played its episode"):
-        other.picture(state)
-
-
-@pytest.mark.parametrize("stepper", [ResetWhenDone(), NeverReset()])
-def test_many_at_once_and_seeds_of_many_are_each_as_if_alone(stepper):
-    env, params = make(PENDULUM, max_episode_steps=5)
-
-    def play(key):
-        obs, state, kept = stepper.init(env, params, jax.random.split(key, 3))
-
-        def body(carry, key):
-            action = jnp.sin(jnp.arange(3.0))[:, None]
-            out = stepper.step(env, params, jax.random.split(key, (2, 3)), *carry, action)
-            return (out.env_state, out.reset_state), (out.obs, out.final_obs, out.reward, out.truncated)
-
-        return jax.lax.scan(body, (state, kept), jax.random.split(key, 12))[1]
-
-    keys = jax.random.split(jax.random.key(0), 2)
-    together = jax.jit(jax.vmap(play))(keys)
-    for i, key in enumerate(keys):
-        alone = jax.jit(play)(key)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[i], rtol=1e-6), alone, together)
-    assert np.asarray(together[3])[:, 4].all()
-    obs, final_obs = (np.asarray(x)[:, 4] for x in together[:2])
-    assert (obs != final_obs).any(-1).all() == isinstance(stepper, ResetWhenDone)
-
-
 class Nested(gymnasium.Env):
     """Dict and Tuple spaces, and a limit that it doesn't tell of."""
 
@@ -161,48 +90,3 @@ def test_nested_spaces_and_the_contract(monkeypatch):
 def test_unknown_names():
     with pytest.raises(ValueError, match="gymnasium has no environment 'gymnasium/CartPole'; did you mean CartPole-v1"):
         make("gymnasium/CartPole")
-
-
-def test_what_is_left_alone_is_played_anew_and_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr("eqxrl.envs.suites._host.KEPT_STEPS", 50)
-    env = dataclasses.replace(make(CARTPOLE)[0], host=Host(lambda **options: gymnasium.make("CartPole-v1", **options)))
-    step = jax.jit(lambda state, action: env.step(jax.random.key(0), state, action)[:2])
-    middles = []
-    for i in range(8):
-        state = env.reset(jax.random.key(i))[1]
-        for _ in range(4):
-            state = step(state, jnp.array(i % 2))[1]
-        middles.append(state)
-    assert len(env.host.going) == 4 and len(env.host.left) == 4  # one at a time, and four times that
-    obs, _ = step(middles[0], jnp.array(1))
-    by_hand = gymnasium.make("CartPole-v1")
-    by_hand.reset(seed=seed_of(middles[0]))
-    for action in (0, 0, 0, 0, 1):
-        expected = by_hand.step(action)[0]
-    np.testing.assert_array_equal(obs, expected)
-    for i in range(8, 40):
-        state = env.reset(jax.random.key(i))[1]
-        for _ in range(15):
-            state = step(state, jnp.array(1))[1]
-    assert env.host.kept_steps <= 50 and len(env.host.episodes) <= 50 + 40 + 15 * 4 and len(env.host.spare) < 20
-
-
-def test_only_what_ended_is_reset(monkeypatch):
-    resets = []
-    reset = Host._reset
-    monkeypatch.setattr(Host, "_reset", lambda self, *args: resets.append(args) or reset(self, *args))
-    env, params = make(CARTPOLE, max_episode_steps=50)
-    stepper, keys = ResetWhenDone(), jax.random.split(jax.random.key(0), 4)
-    _, state, kept = stepper.init(env, params, keys)
-    step = jax.jit(lambda keys, state: stepper.step(env, params, keys, state, kept, jnp.array([0, 1, 0, 1])))
-    ends = 0
-    for t in range(40):
-        out = step(jax.random.split(jax.random.key(1 + t), (2, 4)), state)
-        state, ends = out.env_state, ends + int(out.done.sum())
-    assert ends > 4 and len(resets) <= 4 + ends + 4 + ends  # the first observation, and the first step
-
-
-def test_first_states_are_drawn_each_as_its_own():
-    env, _ = make(CARTPOLE, max_episode_steps=7)
-    one, other = (env.picture(env.reset(jax.random.key(i))[1]) for i in (0, 3))
-    assert one.dtype == np.uint8 and (one != other).any()
