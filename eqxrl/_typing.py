@@ -98,7 +98,7 @@ def as_scalar(x: float | int | np.ndarray | np.generic | Array) -> Shaped[Array,
         return x.astype(x.dtype)
     if isinstance(x, str):  # which NumPy would read as a number
         raise TypeError(f"a number is needed, got {x!r}")
-    return jnp.asarray(x, dtype=jnp.float32)
+    return jnp.asarray(x if isinstance(x, Array) else np.asarray(x, np.float32), jnp.float32)
 
 
 def as_schedule(x: float | int | np.ndarray | np.generic | Array | Callable) -> Shaped[Array, "..."] | Callable:

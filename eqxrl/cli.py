@@ -151,7 +151,8 @@ def _app(argv: list[str]) -> Any:
         except Interrupted as interruption:
             return _complain(f"{interruption} Or with: eqxrl train --resume {run.folder}", 128 + interruption.signal)
         with _output(of_a_run=True):
-            _report(run.folder, metrics.cumulative_reward[:, -1], metrics.episode_length[:, -1], quiet, json, run.env_steps)
+            rewards, lengths = (np.asarray(x)[:, -1] for x in (metrics.cumulative_reward, metrics.episode_length))
+            _report(run.folder, rewards, lengths, quiet, json, run.env_steps)
         return 0
 
     @app.command

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, Key
 
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
@@ -128,16 +129,16 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         arrays, static = eqx.partition(ts, eqx.is_array)
         _, metrics, _ = eqx.filter_eval_shape(iterated, self, ts, jnp.int32(0))
 
+        # All metrics lie in one array: operations on numbers compile and run no faster than on arrays.
+        none, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics))
+
         def add(i, carried):
             ts, metrics, _ = iterated(self, eqx.combine(carried[0], static), i)
-            sums = jax.tree.map(add_exactly, carried[1], metrics, is_leaf=lambda x: isinstance(x, tuple))
-            return eqx.filter(ts, eqx.is_array), sums
+            return eqx.filter(ts, eqx.is_array), add_exactly(carried[1], ravel_pytree(metrics)[0])
 
-        sums = jax.tree.map(lambda x: (jnp.zeros(x.shape, x.dtype),) * 2, metrics)
-        arrays, sums = jax.lax.fori_loop(*traced_bounds(num_iterations), add, (arrays, sums))
-        total = jax.tree.map(lambda x: x[0], sums, is_leaf=lambda x: isinstance(x, tuple))
-        means = jax.tree.map(lambda x: x / jnp.maximum(jnp.asarray(num_iterations, jnp.int32), 1), total.means)
-        return eqx.combine(arrays, static), TrainStepMetrics(means=means, episodes=total.episodes)
+        arrays, (total, _) = jax.lax.fori_loop(*traced_bounds(num_iterations), add, (arrays, (none, none)))
+        means = unravel(total / jnp.maximum(jnp.asarray(num_iterations, jnp.int32), 1)).means
+        return eqx.combine(arrays, static), TrainStepMetrics(means=means, episodes=unravel(total).episodes)
 
     def train(
         self, rng: KeyLike | None = None, train_state: TState | None = None, skip_initial_evaluation: bool = False
@@ -225,7 +226,7 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         return f"{type(self).__name__}(env={env_name(self.env)}, hp={self.hp!r}{parts})"
 
 
-def add_exactly(total_and_lost: tuple[Any, Any], x: Any) -> tuple[Array, Array]:
+def add_exactly(total_and_lost: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
     """Adds to a running sum and to what rounding has taken from it so far: ten million terms in float32 lose nothing that shows. Kahan
     1965, https://doi.org/10.1145/363707.363723."""
     total, lost = total_and_lost

@@ -48,6 +48,7 @@ class MakeNetwork:
         for what, name, known in (("kind", self.kind, _KINDS), ("activation", activation, _ACTIVATIONS), ("kind of agent", of, _KINDS)):
             if name not in known:
                 raise ValueError(f"MakeNetwork got the {what} {name!r}; there is {', '.join(known)}")
+        object.__setattr__(self, "options", {name: _hashable(x) for name, x in self.options.items()})
 
     def __hash__(self) -> int:
         return hash((self.kind, tuple(sorted(self.options.items()))))
@@ -74,9 +75,15 @@ class MakePart:
     def __post_init__(self):
         if self.kind not in _PARTS:
             raise ValueError(f"MakePart got the kind {self.kind!r}; there is {', '.join(_PARTS)}")
+        object.__setattr__(self, "options", {name: _hashable(x) for name, x in self.options.items()})
 
     def __hash__(self) -> int:
         return hash((self.kind, tuple(sorted(self.options.items()))))
 
     def __call__(self, hp: Any) -> Any:
         return _PARTS[self.kind](hp, **self.options)
+
+
+def _hashable(x: Any) -> Any:
+    """Lists, which JSON has in the place of tuples, as tuples."""
+    return tuple(map(_hashable, x)) if isinstance(x, list) else x

@@ -105,7 +105,7 @@ def _outputs(env: Any, env_params: Any) -> tuple[tuple[Any, ...], tuple[Any, ...
 def _call(env: Any, method: str, values: str, run: Any, *args: Any) -> tuple[Any, ...]:
     name = f"{class_name(env)}.{method}"
     try:
-        out = eqx.filter_eval_shape(run, jr.key(0), *args)
+        out = eqx.filter_eval_shape(run, jax.eval_shape(jr.key, 0), *args)
     except EnvError:
         raise
     except Exception as error:

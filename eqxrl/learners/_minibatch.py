@@ -65,16 +65,23 @@ class MinibatchLearner(AbstractLearner):
         if self.target_kl is not None:
             minibatch, total, begin = until_kl(self.target_kl, update), jnp.sum, ((arrays, state), jnp.zeros((), bool))
 
+        names: list[str] = []
+
+        def with_metrics_in_one(learned, indices):  # as in `iterations`
+            learned, metrics = minibatch(learned, indices)
+            names[:] = metrics
+            return learned, jnp.stack(list(metrics.values()))
+
         def epoch(carry, _):
             learned, key = carry
             key, permutation_key = jax.random.split(key)
             indices = self.permutation(permutation_key, num_samples).reshape(self.num_minibatches, -1)
-            learned, metrics = jax.lax.scan(minibatch, learned, indices)
-            return (learned, key), jax.tree.map(total, metrics)
+            learned, metrics = jax.lax.scan(with_metrics_in_one, learned, indices)
+            return (learned, key), total(metrics, axis=0)
 
         learned: Any
         (learned, _), metrics = jax.lax.scan(epoch, (begin, key), length=self.num_epochs)
-        metrics: Any = jax.tree.map(total, metrics)
+        metrics: Any = dict(zip(names, total(metrics, axis=0), strict=True))
         if self.target_kl is not None:
             learned, made = learned[0], metrics.pop("updates_made")
             metrics = {name: x / jnp.maximum(made, 1) for name, x in metrics.items()}

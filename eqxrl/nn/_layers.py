@@ -40,10 +40,12 @@ def orthogonal_cell(make_cell: Callable, in_size: int, size: int, *, key: Key[Ar
 
 
 def _normals(key: Key[Array, ""], shapes: Sequence[tuple[int, ...]]) -> list[Float[Array, "..."]]:
-    """Standard normal numbers of these shapes, drawn at once: each draw by itself would be a loop of its own to compile."""
+    """Standard normal numbers of these shapes, drawn at once: each draw by itself would be a loop of its own to compile, and without the
+    barrier each shape would have its own copy of what makes numbers normal."""
     sizes = [math.prod(shape) for shape in shapes]
     ends = [sum(sizes[:i]) for i in range(1, len(sizes))]
-    return [x.reshape(shape) for x, shape in zip(jnp.split(jax.random.normal(key, (sum(sizes),), jnp.float32), ends), shapes)]
+    drawn = jax.lax.optimization_barrier(jax.random.normal(key, (sum(sizes),), jnp.float32))
+    return [x.reshape(shape) for x, shape in zip(jnp.split(drawn, ends), shapes)]
 
 
 def _orthogonal(noise: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
@@ -54,7 +56,7 @@ def _orthogonal(noise: Float[Array, "rows columns"]) -> Float[Array, "rows colum
     # One after the other under vmap: jaxlib's batched QR waits, on a thread of XLA's pool, for other threads of that pool, and two
     # of them at once (actor and critic, on two cores) wait for good.
     q, r = jax.custom_batching.sequential_vmap(lambda x: tuple(jnp.linalg.qr(x)))(noise)
-    return q * jnp.sign(jnp.diag(r))[None]
+    return q * jnp.sign(r.ravel()[None, :: r.shape[1] + 1])  # the diagonal; `jnp.diag` is a gather, which takes long to compile
 
 
 def apply_linear(layer: eqx.nn.Linear, x: Float[Array, " in"]) -> Float[Array, " out"]:

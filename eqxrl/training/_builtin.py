@@ -95,7 +95,7 @@ class NanGuard(Callback):
     environments keep to themselves left out), and after each evaluation at its returns, and raises `NonFinite`, which names the first
     one, by path, and its seeds. The newest checkpoint stays that of the epoch before. Without this callback, a trainer warns.
 
-    It costs one small program and transfer for each epoch. To find the operation that did it, go on from that checkpoint with
+    It costs a small transfer for each epoch. To find the operation that did it, go on from that checkpoint with
     `hp.debug` set, or under `jax.config.jax_debug_nans`.
     """
 

@@ -112,9 +112,9 @@ class RunState:
 
     def non_finite(self, evaluation: EvalMetrics | None = None, *, of_state_only: bool = False) -> str | None:
         """The first float that isn't finite, of the metrics since the last evaluation, the evaluation and the state; its seeds, those
-        that are stopped left out (but of the state alone, all are looked at); and when it was. One small program and transfer."""
-        arrays = floats("evaluation", evaluation) | floats("state", self.state)
-        found = dict(zip(arrays, self.fetch(_non_finite(list(arrays.values()), self.num_seeds is not None)), strict=True))
+        that are stopped left out (but of the state alone, all are looked at); and when it was. One small transfer."""
+        arrays, each = self.fetch(floats("evaluation", evaluation) | floats("state", self.state)), self.num_seeds is not None
+        found = {name: ~np.isfinite(x).all(axis=tuple(range(each, x.ndim))) for name, x in arrays.items()}
         if self.sums and not of_state_only:
             found = {k: ~np.isfinite(x) for k, x in floats("outputs", mean_metrics(self.sums)).items()} | found
         for name, bad in found.items():
@@ -145,12 +145,7 @@ class RunState:
     def result(self) -> tuple[Any, EvalMetrics]:
         """The training state, and the evaluations, `[evals episodes]` or `[seeds evals episodes]`."""
         axis = 0 if self.num_seeds is None else 1
-        return self.state, jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis)), *self.evaluations)
-
-
-@eqx.filter_jit
-def _non_finite(arrays: PyTree, stacked: bool) -> list[Bool[Array, "*seeds"]]:
-    return [jnp.any(~jnp.isfinite(x), axis=tuple(range(int(stacked), x.ndim))) for x in arrays]
+        return self.state, jax.device_put(jax.tree.map(lambda *x: np.stack(x, axis), *self.evaluations))
 
 
 def load_checkpoint(folder: str | Path, algo: AbstractAlgorithm, *, best: bool = False, axes: PyTree = None) -> tuple[Any, EvalMetrics]:

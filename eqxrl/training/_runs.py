@@ -230,7 +230,7 @@ class Run:
             except Exception as error:
                 warnings.warn(f"{picture} couldn't be drawn: {error!r}; the policy is written nevertheless", stacklevel=2)
             # Last of all, since it says that all is there.
-            save(self.policy, eqx.filter_vmap(algo.policy)(state), metadata=dataclasses.asdict(self.config))
+            save(self.policy, eqx.filter_jit(eqx.filter_vmap(algo.policy))(state), metadata=dataclasses.asdict(self.config))
         return state, evaluations
 
     def _keys(self) -> Key[Array, " seeds"]:

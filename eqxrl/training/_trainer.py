@@ -44,7 +44,7 @@ class Trainer:
 
     Several seeds are spread over the devices (CPU cores are devices after `set_cpu_flags`): over as many as divide their number, over all
     if it is a multiple. On as many devices a run is the same bit for bit; on others, as for another number of seeds in `vmap`, it may be
-    rounded otherwise. Under `jax.default_device` one device is used.
+    rounded otherwise; one key in an axis of its own gives what a single agent does. Under `jax.default_device` one device is used.
 
     During a run, and after it, a trainer knows where the run stands:
 

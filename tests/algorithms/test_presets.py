@@ -1,3 +1,4 @@
+import json
 
 import equinox as eqx
 import jax
@@ -6,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from eqxrl import LinearSchedule
-from eqxrl.algorithms import ALGORITHMS, PRESETS, preset
+from eqxrl import DQN, LinearSchedule
+from eqxrl.algorithms import ALGORITHMS, PRESETS, MakeNetwork, MakePart, preset
 from eqxrl.envs import env_name, known_suites
 
 ALL = [(env_id, algo, name) for env_id, algos in PRESETS.items() for algo, presets in algos.items() for name in presets]
@@ -96,3 +97,11 @@ def test_cartpole_is_solved_by_every_seed():
     returns = np.asarray(metrics.cumulative_reward[:, -1].mean(-1))
     assert trim_mean(returns, 0.25) >= 499.95
     assert np.sum(returns >= 475) >= 19
+
+
+def test_options_as_json_has_them():
+    read = json.loads(json.dumps(dict(hidden_sizes=(8, 8))))
+    assert MakeNetwork("q", read) == MakeNetwork("q", dict(hidden_sizes=(8, 8)))
+    assert hash(MakeNetwork("q", read)) == hash(MakeNetwork("q", dict(hidden_sizes=(8, 8))))
+    assert hash(MakePart("histogram", dict(x=[1, [2]]))) == hash(MakePart("histogram", dict(x=(1, (2,)))))
+    assert DQN.create("CartPole-v1", q_network=MakeNetwork("q", read)).init_train_state(0).learner.q is not None
