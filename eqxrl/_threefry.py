@@ -12,6 +12,7 @@ from jaxtyping import Array, Key, UInt32
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}
 _NAME = "threefry2x32"
+_FEW = 64
 
 
 def unrolled(key: Key[Array, "..."]) -> Key[Array, "..."]:
@@ -19,6 +20,12 @@ def unrolled(key: Key[Array, "..."]) -> Key[Array, "..."]:
     if str(jax.random.key_impl(key)) != _NAME or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
+
+
+def split(key: Key[Array, ""], num: int = 2) -> Key[Array, " num"]:
+    """`jax.random.split`, without a loop where that pays."""
+    keys = jax.random.split(unrolled(key) if num <= _FEW else key, num)
+    return jax.random.wrap_key_data(jax.random.key_data(keys), impl=jax.random.key_impl(key))
 
 
 def _hash(key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], ...]:
@@ -44,7 +51,7 @@ def _hashes(key: Any, shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], ...
 
 
 def _split(key: Any, shape: tuple[int, ...]) -> Any:
-    return threefry_prng_impl.split(key, shape) if _many(shape) else jnp.stack(_hashes(key, shape), axis=-1)
+    return threefry_prng_impl.split(key, shape) if _many(shape) else jax.lax.optimization_barrier(jnp.stack(_hashes(key, shape), axis=-1))
 
 
 def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
@@ -53,7 +60,7 @@ def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
     high, low = _hashes(key, shape)
     if bit_width == 64:
         return (high.astype(jnp.uint64) << 32) | low.astype(jnp.uint64)
-    return (high ^ low).astype(_UINTS[bit_width])
+    return jax.lax.optimization_barrier((high ^ low).astype(_UINTS[bit_width]))
 
 
 def _fold_in(key: Any, data: Any) -> Any:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from eqxrl._cond import cond_each
 from eqxrl._structs import Replayed, TrainStepMetrics, Transitions
+from eqxrl._threefry import split, unrolled
 from eqxrl._typing import Scalar, Schedule, T, field, one_more, within
 from eqxrl.algorithms._finite import assert_finite
 from eqxrl.algorithms._hparams import AbstractHParams
@@ -79,14 +80,14 @@ class AbstractOffPolicy(AbstractOnTransitions):
         self, batch_idx: int | Int[Array, ""], ts: TransitionsState, batch: Transitions
     ) -> tuple[TransitionsState, TrainStepMetrics]:
         """Adds the transitions to the buffer, and learns from samples of it. Before `learning_starts` the metrics are 0."""
-        rng, key = jax.random.split(ts.rng)
+        rng, key = split(ts.rng)
         buffer_state = self.buffer.add(ts.buffer_state, batch.transitions)
         num_updates = self.hp.updates_per_iteration
         arrays, static = eqx.partition(ts.learner, eqx.is_array)
 
         def one(carried, key):
             arrays, n, priorities = carried  # of the buffer, only what changes: its rows are many
-            sample_key, update_key = jax.random.split(key)
+            sample_key, update_key = jax.random.split(unrolled(key))
             buffered = dataclasses.replace(buffer_state, priorities=priorities)
             drawn = self.buffer.sample(buffered, sample_key)
             batch = self.replay(buffered, drawn)
@@ -95,7 +96,7 @@ class AbstractOffPolicy(AbstractOnTransitions):
             return (eqx.filter(learner, eqx.is_array), one_more(n), priorities), metrics
 
         def learn(carried):
-            carried, metrics = jax.lax.scan(one, carried, jax.random.split(key, num_updates))
+            carried, metrics = jax.lax.scan(one, carried, split(key, num_updates))
             return carried, jax.tree.map(jnp.mean, metrics)
 
         def wait(carried):

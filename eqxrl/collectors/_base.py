@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from eqxrl._structs import AbstractSteps, EpisodeStats, TrajectoryCollectionState
-from eqxrl._threefry import unrolled
+from eqxrl._threefry import split, unrolled
 from eqxrl._typing import Action, Carry, Observation, one_more, strong
 from eqxrl.envs import AbstractStepper, VecStep
 from eqxrl.envs._stepper import select
@@ -137,7 +137,7 @@ def draw_keys(
 ) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, " steps"], Key[Array, "steps 2 envs"]]:
     """The key that goes on; that of the stepper's `refresh`; those that actions are drawn with; those of the environments' steps and
     resets. All at once before the first step, since a loop on a CPU pays for each operation."""
-    keys = jax.random.split(rng, 2 + num_steps * (1 + 2 * num_envs))
+    keys = split(rng, 2 + num_steps * (1 + 2 * num_envs))
     action_keys, env_keys = keys[2 : 2 + num_steps], keys[2 + num_steps :]
     return keys[0], keys[1], action_keys, env_keys.reshape(num_steps, 2, num_envs)
 
