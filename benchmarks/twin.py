@@ -149,13 +149,16 @@ def twin_train(case: Case) -> Callable[[Any], Any]:
     def learn(s, samples, key):
         def update(learned, indices):
             params, opt_state, num_updates = learned
-            grads, metrics = jax.grad(loss, has_aux=True)(params, *(x[indices] for x in samples))
+            grads, metrics = jax.grad(loss, has_aux=True)(params, *(samples if indices is None else (x[indices] for x in samples)))
             norm = optax.tree.norm(jnp.concatenate([x.ravel() for x in jax.tree.leaves(grads)]))
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state, num_updates + 1), (*metrics, norm)
 
         def epoch(carried, _):
             learned, key = carried
+            if case.num_minibatches == 1:
+                learned, metrics = update(learned, None)
+                return (learned, key), metrics
             key, permutation_key = jax.random.split(key)
             learned, metrics = jax.lax.scan(update, learned, swap_or_not(permutation_key, size).reshape(case.num_minibatches, -1))
             return (learned, key), jax.tree.map(jnp.mean, metrics)

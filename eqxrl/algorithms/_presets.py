@@ -96,9 +96,9 @@ _ALL = (
             parts=dict(actor_critic=MakeNetwork(name, dict(activation="relu", **more))),
         )
         for name, source, hp, more in (
-            # With the others' discount an LSTM's policy, without noise, ends episodes after some 250 steps on one seed of five.
+            # With the zoo's discount a policy, without noise, ends episodes after some 250 steps on one seed of five.
             ("lstm", f"{_ZOO}/ppo_lstm.yml, but for gamma and gae_lambda", dict(gamma=0.99, gae_lambda=0.9), dict(orthogonal=False)),
-            ("gru", f"{_ZOO}/ppo_lstm.yml, with a GRU", {}, {}),
+            ("gru", f"{_ZOO}/ppo_lstm.yml, with a GRU, but for gamma and gae_lambda", dict(gamma=0.99, gae_lambda=0.9), {}),
             ("mlp", f"{_ZOO}/ppo_lstm.yml, without memory", {}, {}),
         )
     ),

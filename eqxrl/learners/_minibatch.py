@@ -19,7 +19,8 @@ from eqxrl.nn import AbstractActorCritic, has_memory
 @typed
 class MinibatchLearner(AbstractLearner):
     """Goes over the rollout `num_epochs` times, each time in a new order and in `num_minibatches` equal parts, with one step of
-    the optimiser on each: every sample is used exactly once per epoch. Where the policy has a hidden state, whole environments are
+    the optimiser on each: every sample is used exactly once per epoch. A single part stays in the rollout's order, since the gradient of
+    all samples doesn't depend on one. Where the policy has a hidden state, whole environments are
     put in order instead of samples, so that it is trained through time."""
 
     loss: AbstractLoss
@@ -57,7 +58,7 @@ class MinibatchLearner(AbstractLearner):
         def update(learned, indices):
             arrays, state = learned
             agent, state, metrics = gradient_update(
-                self.loss, self.optimizer, eqx.combine(arrays, static), state, take(samples, indices)
+                self.loss, self.optimizer, eqx.combine(arrays, static), state, samples if indices is None else take(samples, indices)
             )
             return (eqx.filter(agent, eqx.is_array), state), metrics
 
@@ -74,6 +75,9 @@ class MinibatchLearner(AbstractLearner):
 
         def epoch(carry, _):
             learned, key = carry
+            if self.num_minibatches == 1:  # of all samples, whose order doesn't matter
+                learned, metrics = with_metrics_in_one(learned, None)
+                return (learned, key), metrics
             key, permutation_key = jax.random.split(key)
             indices = self.permutation(permutation_key, num_samples).reshape(self.num_minibatches, -1)
             learned, metrics = jax.lax.scan(with_metrics_in_one, learned, indices)
