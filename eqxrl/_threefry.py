@@ -13,6 +13,7 @@ _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}
 _NAME = "threefry2x32"
 _FEW = 64
+"""Up to so many keys are split off without a loop."""
 
 
 def unrolled(key: Key[Array, "..."]) -> Key[Array, "..."]:
@@ -50,8 +51,13 @@ def _hashes(key: Any, shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], ...
     return _hash(key, jnp.zeros_like(numbers), numbers)
 
 
+# Without the barriers XLA computes the hash anew in every kernel that reads some of its numbers.
+
+
 def _split(key: Any, shape: tuple[int, ...]) -> Any:
-    return threefry_prng_impl.split(key, shape) if _many(shape) else jax.lax.optimization_barrier(jnp.stack(_hashes(key, shape), axis=-1))
+    if _many(shape):
+        return threefry_prng_impl.split(key, shape)
+    return jax.lax.optimization_barrier(jnp.stack(_hashes(key, shape), axis=-1))
 
 
 def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
