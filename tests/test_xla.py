@@ -48,7 +48,7 @@ def fit(num_steps):
 
 if sys.platform == "linux":
     first = fit(4)
-    assert all(fit(4) == first for _ in range(20)), "an equal algorithm compiled anew"
+    assert all(fit(4) < first + 100 for _ in range(20)), "an equal algorithm compiled anew"
     assert fit(5) > first + 300
     _xla._MOST_MAPS = pathlib.Path(tempfile.mkdtemp(), "most")
     _xla._MOST_MAPS.write_text(str(2 * first))
