@@ -69,6 +69,7 @@ ROWS = [
     ("Pendulum-v1", "reppo", "tuned", None, 20, "mean >= -175", lambda x: x.mean() >= -175),
     ("MountainCarContinuous-v0", "ppo", "tuned", None, 20, ">= 92 in 19 of 20", lambda x: sum(x >= 92) >= 19),
     ("Breakout-MinAtar", "ppo", "purejaxrl", None, 8, "mean >= 35, each >= 20", lambda x: x.mean() >= 35 and min(x) >= 20),
+    ("Breakout-MinAtar", "dqn", "tuned", None, 2, "mean >= 25", lambda x: x.mean() >= 25),
     ("Breakout-MinAtar", "pqn", "purejaxql", None, 8, "mean >= 30", lambda x: x.mean() >= 30),
     ("Breakout-MinAtar", "ppo", "cnn", None, 8, "mean > 37, each >= 25", lambda x: x.mean() > 37 and min(x) >= 25),
 ]

@@ -315,6 +315,12 @@ _ALL = (
         for name, network in (("purejaxrl", MakeNetwork("mlp", dict(activation="relu"))), ("cnn", MakeNetwork("cnn", dict(shared=False))))
     ),
     Preset(
+        "Breakout-MinAtar", "dqn", "tuned", "tuned here",
+        dict(num_envs=64, num_steps=4, updates_per_iteration=8, buffer_size=100_096, batch_size=64, learning_starts=5_120, n_step=3,
+             target_update_freq=200, total_timesteps=1_998_848, eval_freq=409_600, learning_rate=5e-4, exploration_fraction=0.1),
+        anneal=_LR, parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(128,), layer_norm=True))),
+    ),
+    Preset(
         "Breakout-MinAtar", "pqn", "purejaxql", "PureJaxQL, configurations, MinAtar, with twice the learning rate",
         dict(num_envs=128, num_steps=32, num_minibatches=32, num_epochs=2, total_timesteps=1_998_848, eval_freq=204_800, learning_rate=1e-3,
              q_lambda=0.65, exploration_fraction=0.1),
