@@ -182,6 +182,21 @@ def test_its_own_permutation(agent, rollout):
     assert MinibatchLearner(Spy(seen), optax.sgd(0.0), num_epochs=1, num_minibatches=1).permutation is swap_or_not
 
 
+def test_a_single_minibatch_stays_in_order(agent, rollout):
+    def never(key, n):
+        raise AssertionError("was put in order")
+
+    learners = [MinibatchLearner(PPOLoss(), optax.sgd(LARGE), num_epochs=3, num_minibatches=n, permutation=never) for n in (1, 2)]
+    learned, state, metrics = learners[0](agent, learners[0].init(agent), rollout, jax.random.key(0))
+    after, plain = agent, init_learner_state(optax.sgd(LARGE), agent)
+    for _ in range(3):
+        after, plain, _ = gradient_update(PPOLoss(), optax.sgd(LARGE), after, plain, flat(rollout, jnp.arange(STEPS * ENVS)[::-1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(eqx.filter(x, eqx.is_array) for x in (learned, after)))
+    assert state.num_updates == plain.num_updates == 3 and metrics["entropy"].shape == ()
+    with pytest.raises(AssertionError, match="was put in order"):
+        learners[1](agent, learners[1].init(agent), rollout, jax.random.key(0))
+
+
 def test_coefficients_follow_the_number_of_updates(agent, rollout):
     """The second call goes on where the first one stopped."""
 

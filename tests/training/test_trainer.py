@@ -72,6 +72,15 @@ def test_fit_is_train(algo, keys):
     assert jax.tree.structure(state) == jax.tree.structure(wanted[0])
 
 
+def test_one_key_in_an_axis_is_a_single_agent(algo, one):
+    state, metrics = Trainer().fit(algo, one[None])
+    first = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, (state, metrics))
+    wanted = train(algo, one)
+    same(first[0], wanted[0])
+    same(first[1], wanted[1])
+    assert metrics.cumulative_reward.shape == (1, 5, 2)
+
+
 @pytest.mark.parametrize("keys", ["one", pytest.param("three", marks=pytest.mark.slow)], indirect=True)
 def test_fit_is_train_for_any_algorithm(tenant, keys, tmp_path):
     wanted = train(tenant, keys)
