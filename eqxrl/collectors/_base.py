@@ -144,19 +144,19 @@ def draw_keys(
 
 def _counted(state: TrajectoryCollectionState, acted: Acted) -> tuple[TrajectoryCollectionState, EpisodeStats]:
     """The state with the return and length of the episodes under way, and the sums over those that ended."""
-    done = acted.done
-    steps = jnp.arange(len(done))[:, None]
-    ended = jnp.any(done, axis=0)
-    over = steps <= jnp.max(jnp.where(done, steps, -1), axis=0, keepdims=True)  # up to the last end
-    episodes = EpisodeStats(
-        count=jnp.sum(done, dtype=jnp.float32),
-        total_return=jnp.sum(jnp.where(over, acted.reward, 0.0)) + jnp.sum(jnp.where(ended, state.episode_return, 0.0)),
-        total_length=jnp.sum(over, dtype=jnp.float32) + jnp.sum(jnp.where(ended, state.episode_length, 0), dtype=jnp.float32),
-    )
-    under_way = jnp.sum(jnp.where(over, 0.0, acted.reward), axis=0), jnp.sum(~over, axis=0, dtype=jnp.int32)
-    episode_return, episode_length = (
-        jnp.where(ended, 0, before) + since for before, since in zip((state.episode_return, state.episode_length), under_way)
-    )
+    done, num_steps = acted.done, len(acted.done)
+    steps = jnp.arange(num_steps)[:, None]
+    over = jnp.max(jnp.where(done, steps + 1, 0), axis=0)  # so many steps up to the last end
+    ended, finished = over > 0, steps < over[None]
+    # Few large sums instead of many small ones, each of which takes its time to compile.
+    kept = [jnp.where(finished, acted.reward, 0.0), jnp.where(finished, 0.0, acted.reward), done.astype(jnp.float32)]
+    of_ended, under_way, count = jnp.sum(jnp.stack(kept), axis=1)
+    of_ended = of_ended + jnp.where(ended, state.episode_return, 0.0)
+    lengths = (over + jnp.where(ended, state.episode_length, 0)).astype(jnp.float32)
+    total_return, total_length, count = jnp.sum(jnp.stack([of_ended, lengths, count]), axis=1)
+    episodes = EpisodeStats(count=count, total_return=total_return, total_length=total_length)
+    episode_return = jnp.where(ended, 0.0, state.episode_return) + under_way
+    episode_length = jnp.where(ended, 0, state.episode_length) + (num_steps - over)
     return dataclasses.replace(state, episode_return=episode_return, episode_length=episode_length), episodes
 
 

@@ -20,22 +20,22 @@ def swap_or_not(key: Key[Array, ""], n: int) -> Int[Array, " batch"]:
     # The paper needs about log2(n) rounds to mix, a few times that to hide the order from an adversary.
     num_rounds = 2 * math.ceil(math.log2(n)) + 6
     words = jax.random.bits(key, (num_rounds, 2), jnp.uint32)
-    pivots = words[:, 0] % jnp.uint32(n)
+    sums = words[:, :1] % jnp.uint32(n) + jnp.uint32(n)  # of an index and its partner, at least
 
-    def one_round(index, pivot, salt):
-        partner = pivot + jnp.uint32(n) - index
-        partner = jnp.where(partner >= n, partner - jnp.uint32(n), partner)
-        coin = _mix(jnp.maximum(index, partner) ^ salt) >> 31
-        return jnp.where(coin == 1, partner, index)
+    def one_round(index, sum_, salt):
+        partner = sum_ - index
+        partner = jnp.minimum(partner, partner - jnp.uint32(n))  # modulo n: what is below 0 wraps around to a large number
+        coin = _mixed_bit(jnp.maximum(index, partner) ^ salt)
+        return jax.lax.select(coin, partner, index)
 
     index = jnp.arange(n, dtype=jnp.uint32)
-    for i in range(num_rounds):  # unrolled, so that all rounds fuse into one loop over the indices
-        index = one_round(index, pivots[i], words[i, 1])
+    for sum_, salt in zip(jnp.split(sums, num_rounds), jnp.split(words[:, 1:], num_rounds)):
+        index = one_round(index, sum_[0], salt[0])  # unrolled, so that all rounds fuse into one loop over the indices
     return index.astype(jnp.int32)
 
 
-def _mix(x):
-    """The finaliser of MurmurHash3 (Appleby, public domain): each bit of the input flips each of the output half the time."""
+def _mixed_bit(x):
+    """The first bit of what MurmurHash3's finaliser (Appleby, public domain) makes of `x`: each bit of `x` flips it half the time."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    return x >= jnp.uint32(1 << 31)  # the finaliser's last step, x ^ (x >> 16), leaves it as it is
