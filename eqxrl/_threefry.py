@@ -29,6 +29,7 @@ def split(key: Key[Array, ""], num: int = 2) -> Key[Array, " num"]:
     return jax.random.wrap_key_data(jax.random.key_data(keys), impl=jax.random.key_impl(key))
 
 
+@jax.jit  # traced once for each shape
 def _hash(key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], ...]:
     """Threefry-2x32 with 20 rounds. Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405"""
     words = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA)

@@ -9,7 +9,7 @@ from eqxrl._typing import Scalar, Schedule, as_schedule, field, strong, typed, w
 from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams
 from eqxrl.algorithms._off_policy import AbstractOffPolicy, AbstractOffPolicyHParams, copied, descended
 from eqxrl.algorithms._parts import part
-from eqxrl.learners import AbstractTargetUpdate, Periodic, clipped
+from eqxrl.learners import AbstractTargetUpdate, Periodic, clipped, grad_norm
 from eqxrl.losses import td_loss, td_target
 from eqxrl.nn import EpsilonGreedy, QNetwork, perturbed, trainable
 
@@ -83,5 +83,5 @@ class DQN(AbstractOffPolicy):
 
         q, opt_state, (value_loss, value), grads = descended(loss, self.optimizer, learner.q, learner.opt_state)
         errors = jnp.abs(value - targets.reshape(len(value), -1).mean(axis=1))
-        metrics = dict(value_loss=value_loss, value=jnp.mean(value), grad_norm=optax.tree.norm(grads))
+        metrics = dict(value_loss=value_loss, value=jnp.mean(value), grad_norm=grad_norm(grads))
         return DQNLearner(q=q, target=target, opt_state=opt_state), errors, metrics

@@ -9,6 +9,7 @@ from eqxrl.learners._base import gradient_update as gradient_update
 from eqxrl.learners._base import init_learner_state as init_learner_state
 from eqxrl.learners._by_network import by_network as by_network
 from eqxrl.learners._clipped import clipped as clipped
+from eqxrl.learners._clipped import grad_norm as grad_norm
 from eqxrl.learners._minibatch import MinibatchLearner as MinibatchLearner
 from eqxrl.learners._permutation import swap_or_not as swap_or_not
 from eqxrl.learners._target_updates import AbstractTargetUpdate as AbstractTargetUpdate

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, Key, PyTree
 
 from eqxrl._structs import AdvantageMinibatch
 from eqxrl._typing import Scalar, describe, one_more, strong, typed
+from eqxrl.learners._clipped import grad_norm
 from eqxrl.losses import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, episode_starts, trainable
 from eqxrl.nn._memory import forgetting
@@ -137,5 +137,5 @@ def gradient_update(
     grads, metrics = jax.grad(objective, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     updated: Any = optax.apply_updates(params, updates)
-    metrics = metrics | {"grad_norm": optax.tree.norm(ravel_pytree(grads)[0])}  # of one array, as in `clipped`, which shares it
+    metrics = metrics | {"grad_norm": grad_norm(grads)}
     return eqx.combine(updated, static), LearnerState(opt_state=opt_state, num_updates=one_more(state.num_updates)), metrics

@@ -22,6 +22,7 @@ def swap_or_not(key: Key[Array, ""], n: int) -> Int[Array, " batch"]:
     words = jax.random.bits(key, (num_rounds, 2), jnp.uint32)
     sums = words[:, :1] % jnp.uint32(n) + jnp.uint32(n)  # of an index and its partner, at least
 
+    @jax.jit  # traced once
     def one_round(index, sum_, salt):
         partner = sum_ - index
         partner = jnp.minimum(partner, partner - jnp.uint32(n))  # modulo n: what is below 0 wraps around to a large number

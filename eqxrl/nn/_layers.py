@@ -15,15 +15,47 @@ from eqxrl.nn._batch_renorm import BatchRenorm
 
 def orthogonal_linear(in_size: int, out_size: int, *, scale: float, key: Key[Array, ""]) -> eqx.nn.Linear:
     """A linear layer with orthogonal weights times `scale` and zero bias. Saxe et al. 2014, https://arxiv.org/abs/1312.6120"""
-    return _orthogonal_linears([in_size, out_size], [scale], key)[0]
+    return _orthogonal_linears([[in_size, out_size]], [[scale]], key[None])[0][0]
 
 
-def _orthogonal_linears(sizes: Sequence[int], scales: Sequence[float], key: Key[Array, ""]) -> list[eqx.nn.Linear]:
+def _orthogonal_linears(
+    sizes: Sequence[Sequence[int]], scales: Sequence[Sequence[float]], keys: Key[Array, " networks"]
+) -> list[list[eqx.nn.Linear]]:
+    """The layers of several networks, whose numbers are drawn at once."""
+
     def make(noise: Float[Array, "out in"], scale: float) -> eqx.nn.Linear:
-        layer = eqx.filter_eval_shape(eqx.nn.Linear, noise.shape[1], noise.shape[0], key=key)  # its weights are replaced: no key is spent
+        layer = _unset_linear(noise.shape)
         return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (scale * _orthogonal(noise), jnp.zeros(noise.shape[0], jnp.float32)))
 
-    return [make(*x) for x in zip(_normals(key, list(zip(sizes[1:], sizes[:-1]))), scales)]
+    noise = _normals(keys, [list(zip(x[1:], x[:-1])) for x in sizes])
+    return [[make(*layer) for layer in zip(*network, strict=True)] for network in zip(noise, scales)]
+
+
+def _unset_linear(shape: tuple[int, ...]) -> eqx.nn.Linear:
+    """Without numbers."""
+    key = jax.eval_shape(jax.random.key, 0)
+    return eqx.filter_eval_shape(lambda key: eqx.nn.Linear(shape[1], shape[0], key=key), key)
+
+
+def _uniform_linears(sizes: Sequence[int], key: Key[Array, ""]) -> list[eqx.nn.Linear]:
+    """What `eqx.nn.Linear` makes of a key for each layer, number by number, but all drawn at once, as many for each as for the largest:
+    each draw by itself would be a loop of its own to compile."""
+    shapes = list(zip(sizes[1:], sizes[:-1]))
+    if not shapes:
+        return []
+    limits = jnp.asarray([1 / math.sqrt(in_size) for _, in_size in shapes], jnp.float32)
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(shapes)))  # of weights and biases
+
+    def draw(key: Key[Array, ""], limit: Float[Array, ""]) -> Float[Array, " size"]:
+        return jax.random.uniform(key, (max(map(math.prod, shapes)),), jnp.float32, -limit, limit)
+
+    drawn = jax.lax.optimization_barrier(jax.vmap(jax.vmap(draw, (0, None)))(keys, limits))
+
+    def make(shape: tuple[int, int], numbers: Float[Array, "2 size"]) -> eqx.nn.Linear:
+        weight, bias = numbers[0, : math.prod(shape)].reshape(shape), numbers[1, : shape[0]]
+        return eqx.tree_at(lambda m: (m.weight, m.bias), _unset_linear(shape), (weight, bias))
+
+    return [make(*x) for x in zip(shapes, drawn)]
 
 
 def orthogonal_cell(make_cell: Callable, in_size: int, size: int, *, key: Key[Array, ""]) -> Any:
@@ -36,16 +68,23 @@ def orthogonal_cell(make_cell: Callable, in_size: int, size: int, *, key: Key[Ar
             return jnp.zeros_like(noise)
         return jnp.concatenate([_orthogonal(gate) for gate in noise.reshape(-1, size, noise.shape[1])])
 
-    return eqx.combine(jax.tree.unflatten(structure, [initialize(x) for x in _normals(key, [x.shape for x in leaves])]), static)
+    [noise] = _normals(key[None], [[x.shape for x in leaves]])
+    return eqx.combine(jax.tree.unflatten(structure, [initialize(x) for x in noise]), static)
 
 
-def _normals(key: Key[Array, ""], shapes: Sequence[tuple[int, ...]]) -> list[Float[Array, "..."]]:
-    """Standard normal numbers of these shapes, drawn at once: each draw by itself would be a loop of its own to compile, and without the
-    barrier each shape would have its own copy of what makes numbers normal."""
-    sizes = [math.prod(shape) for shape in shapes]
-    ends = [sum(sizes[:i]) for i in range(1, len(sizes))]
-    drawn = jax.lax.optimization_barrier(jax.random.normal(key, (sum(sizes),), jnp.float32))
-    return [x.reshape(shape) for x, shape in zip(jnp.split(drawn, ends), shapes)]
+def _normals(keys: Key[Array, " keys"], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Float[Array, "..."]]]:
+    """Of each key, standard normal numbers of its shapes. All are drawn at once, as many of each key as of the one that needs most: each
+    draw by itself would be a loop of its own to compile, and without the barrier each shape would have its own copy of what makes numbers
+    normal."""
+    sizes = [[math.prod(shape) for shape in of_key] for of_key in shapes]
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (max(map(sum, sizes)),), jnp.float32))(keys)
+    drawn = jax.lax.optimization_barrier(drawn)
+
+    def parts(numbers: Float[Array, " numbers"], sizes: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+        ends = [sum(sizes[:i]) for i in range(1, len(sizes) + 1)]
+        return [x.reshape(shape) for x, shape in zip(jnp.split(numbers, ends), shapes)]
+
+    return [parts(*x) for x in zip(drawn, sizes, shapes)]
 
 
 def _orthogonal(noise: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
@@ -159,12 +198,11 @@ Layers = tuple[Layer | Residual, ...]
 
 
 def make_layers(
-    sizes: Sequence[int], key: Key[Array, ""], out_scale: float | None = None, layer_norm: bool = False, noisy: bool = False,
-    residual: bool = False, batch_renorm: bool = False,
+    sizes: Sequence[int], key: Key[Array, ""], layer_norm: bool = False, noisy: bool = False, residual: bool = False,
+    batch_renorm: bool = False,
 ) -> Layers:
-    """With an `out_scale`, orthogonal ones, those before the last with scale √2; else as Equinox initialises them. `layer_norm`: of all but
-    the last. `residual`: blocks in their place, initialised as Equinox does, and a layer norm before the last; Lee et al. 2024.
-    `batch_renorm`: of what each layer sees; Bhatt et al. 2024.
+    """Layers initialised as Equinox does. `layer_norm`: of all but the last. `residual`: blocks in their place, and a layer norm before the
+    last; Lee et al. 2024. `batch_renorm`: of what each layer sees; Bhatt et al. 2024.
 
     **Raises:** `ValueError` where more than one of the three is chosen.
     """
@@ -172,15 +210,23 @@ def make_layers(
         raise ValueError(f"got {layer_norm=}, {residual=}, {batch_renorm=}; choose one of them")
     if residual:
         return _residual_layers(sizes, jax.random.split(key, len(sizes) - 1), noisy)
-    if out_scale is None:
-        keys = jax.random.split(key, max(len(sizes) - 1, 1))
-        layers = [eqx.nn.Linear(i, o, key=key) for i, o, key in zip(sizes[:-1], sizes[1:], keys)]
-    else:
-        layers = _orthogonal_linears(sizes, [math.sqrt(2)] * (len(sizes) - 2) + [out_scale], key)
+    layers = _uniform_linears(sizes, key)
     layers = [NoisyLinear(x) for x in layers] if noisy else layers
     if batch_renorm:
         return tuple(PrenormedLinear(BatchRenorm(size), x) for x, size in zip(layers, sizes))
-    hidden = [NormedLinear(x, eqx.nn.LayerNorm(size)) for x, size in zip(layers, sizes[1:-1])] if layer_norm else layers[:-1]
+    return _with_norms(layers, layer_norm)
+
+
+def make_orthogonal_layers(
+    sizes: Sequence[Sequence[int]], out_scales: Sequence[float], keys: Key[Array, " networks"], layer_norm: bool = False
+) -> list[Layers]:
+    """The layers of several networks, orthogonal, those before the last with scale √2. `layer_norm`: of all but the last."""
+    scales = [[math.sqrt(2)] * (len(x) - 2) + [out_scale] for x, out_scale in zip(sizes, out_scales)]
+    return [_with_norms(layers, layer_norm) for layers in _orthogonal_linears(sizes, scales, keys)]
+
+
+def _with_norms(layers: Sequence[Any], layer_norm: bool) -> Layers:
+    hidden = [NormedLinear(x, eqx.nn.LayerNorm(x.weight.shape[0])) for x in layers[:-1]] if layer_norm else layers[:-1]
     return *hidden, *layers[-1:]
 
 

@@ -11,7 +11,7 @@ from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import AbstractDistribution
 from eqxrl.nn._encode import Encoder, has_images
 from eqxrl.nn._heads import AbstractHead, make_head
-from eqxrl.nn._layers import Layers, apply_hidden, apply_layers, make_layers, orthogonal_cell
+from eqxrl.nn._layers import Layers, apply_hidden, apply_layers, make_layers, make_orthogonal_layers, orthogonal_cell
 from eqxrl.nn._memory import LRU, AbstractMemory, Cell
 
 MakeMemory = Callable[..., AbstractMemory]
@@ -58,31 +58,35 @@ class ActorCritic(AbstractActorCritic):
         - `box`, `state_std`, `log_std_init`: how actions in a Box are distributed; see `nn.make_head`;
         - `orthogonal`: how linear layers and cells are initialised; convolutions are orthogonal, `LRU` has an initialisation of its own.
         """
-        actor_key, critic_key, *tower_keys = jax.random.split(key, 8)
+        keys = jax.random.split(key, 8)
         if shared and actor_sees != critic_sees:
             raise ValueError(f"shared=True, but actor_sees={actor_sees} and critic_sees={critic_sees}; what is shared sees the same")
 
-        def tower(keys: Sequence[Any], sees: Sequence[str] | None) -> tuple[Encoder, Layers, tuple[AbstractMemory, ...], int]:
+        def perceptrons(sizes: Sequence[Sequence[int]], out_scales: Sequence[float], keys: Key[Array, " networks"]) -> Sequence[Layers]:
+            if orthogonal:
+                return make_orthogonal_layers(sizes, out_scales, keys, layer_norm)
+            return [make_layers(*x, layer_norm=layer_norm) for x in zip(sizes, keys)]
+
+        def tower(keys: Key[Array, " 3"], sees: Sequence[str] | None) -> tuple[Encoder, Layers, tuple[AbstractMemory, ...], int]:
             encoder_key, before_key, memory_key = keys
             encoder = Encoder(
                 observation_space, only=sees, convolve=convolve, layers=convolutions, layer_norm=layer_norm, embed=embed, key=encoder_key
             )
             sizes = [encoder.size, *sizes_before]
             # One more, so that the norms come after all of them.
-            before = make_layers([*sizes, 1], before_key, 1.0 if orthogonal else None, layer_norm)[:-1] if sizes_before else ()
+            before = perceptrons([[*sizes, 1]], [1.0], before_key[None])[0][:-1] if sizes_before else ()
             if make_memory is None:
                 return encoder, before, (), sizes[-1]
             return encoder, before, (make_memory(sizes[-1], memory_size, key=memory_key),), memory_size
 
-        towers = [tower(tower_keys[:3], actor_sees)]
+        towers = [tower(keys[2:5], actor_sees)]
         if not shared and (actor_sees != critic_sees or jax.tree.leaves(eqx.filter(towers, eqx.is_array))):
-            towers.append(tower(tower_keys[3:], critic_sees))  # else there is nothing in it to be learned
+            towers.append(tower(keys[5:], critic_sees))  # else there is nothing in it to be learned
         self.encoders, self.before, memories, sizes = zip(*towers)
         self.memories = tuple(memory for of_tower in memories for memory in of_tower)
         self.head = make_head(action_space, box=box, state_std=state_std, log_std_init=log_std_init)
-        actor_scale, critic_scale = (0.01, 1.0) if orthogonal else (None, None)
-        self.actor = make_layers([sizes[0], *hidden_sizes, self.head.size], actor_key, actor_scale, layer_norm)
-        self.critic = make_layers([sizes[-1], *hidden_sizes, 1], critic_key, critic_scale, layer_norm)
+        ends = [[sizes[0], *hidden_sizes, self.head.size], [sizes[-1], *hidden_sizes, 1]]
+        self.actor, self.critic = perceptrons(ends, [0.01, 1.0], keys[:2])
         self.activation = activation
 
     def __call__(self, obs: Observation, carry: Carry) -> tuple[AbstractDistribution, Scalar, Carry]:
