@@ -1,4 +1,5 @@
-"""Env steps per second of DQN and SAC beside rejax's, at the same configuration: runs in one process, in turn, and medians of them.
+"""Env steps per second of DQN and SAC beside rejax's, at the same configuration: runs and compilations in one
+process, in turn, and medians of them.
 
     python benchmarks/off_policy_peers.py
 """
@@ -88,7 +89,7 @@ def rejax_train(case: Case) -> Train:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="?", help="only configurations whose name begins like this")
-    parser.add_argument("--runs", type=int, default=7, help="of each, after one that warms up")
+    parser.add_argument("--runs", type=int, default=7, help="of each, and compilations, after one that warms up")
     args = parser.parse_args()
     print("| env steps/s | rejax | eqxrl | ratio | compile: rejax | eqxrl | ratio |")
     print("|---|---|---|---|---|---|---|")

@@ -14,6 +14,7 @@ eqxrl are sharded over two devices where there are two cores; peers know no such
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import os
 import statistics
@@ -174,8 +175,8 @@ def peak() -> float:
     return 2 * 1024**3 / min(once() for _ in range(10))
 
 
-def compiled(train: Train, case: Any, sharded: bool) -> tuple[Callable[[], None], float]:
-    """A run with new keys at each call, and the seconds that tracing and compiling took."""
+def compiler(train: Train, case: Any, sharded: bool) -> Callable[[], tuple[Callable[[], None], float]]:
+    """Each call traces and compiles it anew: a run, with new keys at each call, and the seconds that it took."""
     count = itertools.count()
     mesh, seeds = jax.make_mesh((len(jax.devices()),), ("seeds",)), jax.sharding.PartitionSpec("seeds")
 
@@ -192,19 +193,24 @@ def compiled(train: Train, case: Any, sharded: bool) -> tuple[Callable[[], None]
         train = jax.vmap(train)
         if sharded:  # each device its share by itself: partitioned by the compiler, loops would wait for one another
             train = jax.shard_map(train, mesh=mesh, in_specs=(seeds,), out_specs=seeds, check_vma=False)
-    train = jax.jit(train)
     first = keys()
-    start = time.perf_counter()
-    program = train.lower(first).compile()
-    seconds = time.perf_counter() - start
-    return lambda: jax.block_until_ready(program(keys())), seconds
+
+    def compiled() -> tuple[Callable[[], None], float]:
+        jax.clear_caches()
+        gc.collect()  # of what others left
+        start = time.perf_counter()
+        program = jax.jit(train).lower(first).compile()
+        seconds = time.perf_counter() - start
+        return lambda: jax.block_until_ready(program(keys())), seconds
+
+    return compiled
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="?", help="only configurations whose name begins like this")
     parser.add_argument("--purejaxrl", type=Path, help="a clone of it")
-    parser.add_argument("--runs", type=int, default=7, help="of each, after one that warms up")
+    parser.add_argument("--runs", type=int, default=7, help="of each, and compilations, after one that warms up")
     parser.add_argument("--gpu", action="store_true", help="the configurations for a GPU")
     parser.add_argument("--fraction", type=float, default=1.0, help="of a GPU's configurations")
     args = parser.parse_args()
@@ -218,11 +224,16 @@ def main() -> None:
 
 
 def measured(trains: dict[str, Train], case: Any, runs: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Of each, by its name: the median of the seconds that a run takes, all of them in turn after one that warms up; and the seconds that
-    tracing and compiling took. `case.seeds` says how many are trained at once."""
-    programs, compiling = {}, {}
-    for name, train in trains.items():
-        programs[name], compiling[name] = compiled(train, case, sharded=name == "eqxrl")
+    """Of each, by its name: the medians of the seconds that a run takes, and that tracing and compiling take, all of them in turn after one
+    that warms up. `case.seeds` says how many are trained at once."""
+    compilers = {name: compiler(train, case, sharded=name == "eqxrl") for name, train in trains.items()}
+    programs: dict[str, Callable[[], None]] = {}
+    compiling: dict[str, list[float]] = {name: [] for name in trains}
+    for i in range(runs + 1):
+        for name, compiled in compilers.items():
+            programs[name], took = compiled()
+            if i > 0:
+                compiling[name].append(took)
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for i in range(runs + 1):
         for name, run in programs.items():
@@ -230,7 +241,7 @@ def measured(trains: dict[str, Train], case: Any, runs: int) -> tuple[dict[str, 
             run()
             if i > 0:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(x) for name, x in seconds.items()}, compiling
+    return {name: statistics.median(x) for name, x in seconds.items()}, {name: statistics.median(x) for name, x in compiling.items()}
 
 
 def row(case: Case, args: argparse.Namespace, fastest: float) -> str:

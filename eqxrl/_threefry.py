@@ -53,7 +53,11 @@ def _hashes(key: Any, shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], ...
     return _hash(key, jnp.zeros_like(numbers), numbers)
 
 
-# Without the barriers XLA computes the hash anew in every kernel that reads some of its numbers.
+def _computed_once(bits: Any, key: UInt32[Array, "2"]) -> Any:
+    """XLA computes what it holds for cheap, such as the hundred operations of a hash, anew in every kernel that reads it; not a division by
+    something that it doesn't know. Numbers that are stacked are computed once, too, with a barrier behind them."""
+    one = jnp.maximum(key[0] & jnp.uint32(1), jnp.uint32(1)).astype(bits.dtype)
+    return lax.div(bits, jnp.broadcast_to(one, bits.shape))
 
 
 def _split(key: Any, shape: tuple[int, ...]) -> Any:
@@ -67,8 +71,8 @@ def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
         return threefry_prng_impl.random_bits(key, bit_width, shape)
     high, low = _hashes(key, shape)
     if bit_width == 64:
-        return (high.astype(jnp.uint64) << 32) | low.astype(jnp.uint64)
-    return jax.lax.optimization_barrier((high ^ low).astype(_UINTS[bit_width]))
+        return _computed_once((high.astype(jnp.uint64) << 32) | low.astype(jnp.uint64), key)
+    return _computed_once((high ^ low).astype(_UINTS[bit_width]), key)
 
 
 def _fold_in(key: Any, data: Any) -> Any:
