@@ -45,6 +45,17 @@ def test_there_is_no_loop():
     assert jax.default_backend() != "cpu" or loops(lambda key: key) == 1
 
 
+def test_numbers_are_computed_once_however_many_kernels_read_them():
+    """XLA's fusion would compute the hash, 20 rounds, in each kernel anew."""
+
+    def used_twice(key, x):
+        noise = jax.random.normal(unrolled(key), x.shape)
+        return jnp.sin(noise * x), jnp.zeros(99).at[:9].set(noise), jnp.concatenate([x, noise])
+
+    compiled = jax.jit(used_twice).lower(jax.random.key(0), jnp.ones(9)).compile().as_text()
+    assert compiled.count(" shift-left(") == 20
+
+
 def test_other_keys_stay_as_they_are():
     key = jax.random.key(0, impl="rbg")
     assert unrolled(key) is key

@@ -145,7 +145,7 @@ def draw_keys(
 def _counted(state: TrajectoryCollectionState, acted: Acted) -> tuple[TrajectoryCollectionState, EpisodeStats]:
     """The state with the return and length of the episodes under way, and the sums over those that ended."""
     done, num_steps = acted.done, len(acted.done)
-    steps = jnp.arange(num_steps)[:, None]
+    steps = jnp.arange(num_steps, dtype=jnp.int32)[:, None]
     over = jnp.max(jnp.where(done, steps + 1, 0), axis=0)  # so many steps up to the last end
     ended, finished = over > 0, steps < over[None]
     # Few large sums instead of many small ones, each of which takes its time to compile.
