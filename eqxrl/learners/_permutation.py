@@ -20,7 +20,7 @@ def swap_or_not(key: Key[Array, ""], n: int) -> Int[Array, " batch"]:
     # The paper needs about log2(n) rounds to mix, a few times that to hide the order from an adversary.
     num_rounds = 2 * math.ceil(math.log2(n)) + 6
     words = jax.random.bits(key, (num_rounds, 2), jnp.uint32)
-    sums = words[:, :1] % jnp.uint32(n) + jnp.uint32(n)  # of an index and its partner, at least
+    sums = words[:, :1] % jnp.uint32(n) + jnp.uint32(n)  # an index and its partner add up to it, modulo n
 
     @jax.jit  # traced once
     def one_round(index, sum_, salt):

@@ -43,11 +43,11 @@ def _uniform_linears(sizes: Sequence[int], key: Key[Array, ""]) -> list[eqx.nn.L
     shapes = list(zip(sizes[1:], sizes[:-1]))
     if not shapes:
         return []
-    limits = jnp.asarray([1 / math.sqrt(in_size) for _, in_size in shapes], jnp.float32)
+    limits = jnp.asarray([1 / math.sqrt(in_size) for _, in_size in shapes])
     keys = jax.vmap(jax.random.split)(jax.random.split(key, len(shapes)))  # of weights and biases
 
     def draw(key: Key[Array, ""], limit: Float[Array, ""]) -> Float[Array, " size"]:
-        return jax.random.uniform(key, (max(map(math.prod, shapes)),), jnp.float32, -limit, limit)
+        return jax.random.uniform(key, (max(map(math.prod, shapes)),), limit.dtype, -limit, limit)
 
     drawn = jax.lax.optimization_barrier(jax.vmap(jax.vmap(draw, (0, None)))(keys, limits))
 

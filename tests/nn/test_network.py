@@ -107,14 +107,16 @@ def test_what_is_shared_is_there_once(shared):
     assert reached == ([True] if shared else [True, False])  # the critic's has no part in the action
 
 
-def test_without_orthogonal_weights_layers_are_equinoxs_own():
+@pytest.mark.parametrize("x64", [False, True])
+def test_without_orthogonal_weights_layers_are_equinoxs_own(x64):
     """Numbers are drawn for all layers at once; they are those that each would draw by itself."""
-    agent = MLPActorCritic(BOX, TWO, hidden_sizes=(8, 5), orthogonal=False, key=KEY)
-    for layers, key in zip((agent.actor, agent.critic), jax.random.split(KEY, 8)):
-        for layer, layer_key in zip(layers, jax.random.split(key, 3), strict=True):
-            own = eqx.nn.Linear(layer.weight.shape[1], layer.weight.shape[0], key=layer_key)
-            np.testing.assert_array_equal(layer.weight, own.weight)
-            np.testing.assert_array_equal(layer.bias, own.bias)
+    with jax.enable_x64(x64):
+        agent = MLPActorCritic(BOX, TWO, hidden_sizes=(8, 5), orthogonal=False, key=KEY)
+        for layers, key in zip((agent.actor, agent.critic), jax.random.split(KEY, 8)):
+            for layer, layer_key in zip(layers, jax.random.split(key, 3), strict=True):
+                own = eqx.nn.Linear(layer.weight.shape[1], layer.weight.shape[0], key=layer_key)
+                same((layer.weight, layer.bias), (own.weight, own.bias))
+                assert layer.weight.dtype == own.weight.dtype
 
 
 def test_layer_normalisation_is_in_hidden_layers():
