@@ -63,7 +63,7 @@ def _computed_once(bits: Any, key: UInt32[Array, "2"]) -> Any:
 def _split(key: Any, shape: tuple[int, ...]) -> Any:
     if _many(shape):
         return threefry_prng_impl.split(key, shape)
-    return jax.lax.optimization_barrier(jnp.stack(_hashes(key, shape), axis=-1))
+    return lax.optimization_barrier(jnp.stack(_hashes(key, shape), axis=-1))
 
 
 def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
