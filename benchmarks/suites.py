@@ -21,6 +21,7 @@ import jax.random as jr
 import numpy as np
 
 from eqxrl import PPO, PPOHParams, make, set_cpu_flags
+from eqxrl._threefry import unrolled
 from eqxrl.envs import default_stepper, known_suites
 from eqxrl.spaces import sample
 
@@ -125,7 +126,8 @@ def through_package(env: Any, params: Any) -> Callable[[Any], Any]:
         after = stepper.step(env, params, keys, *state, action)
         return after.env_state, after.reset_state
 
-    return scanned(lambda keys: stepper.init(env, params, keys)[1:], step, env.action_space(params))
+    run = scanned(lambda keys: stepper.init(env, params, keys)[1:], step, env.action_space(params))
+    return lambda key: run(unrolled(key))  # as a rollout does
 
 
 def by_hand(suite: str, name: str, action_space: Any) -> Callable[[Any], Any] | None:

@@ -123,9 +123,10 @@ _ALL = (
     ),
     Preset("CartPole-v1", "a2c", "zoo", f"{_ZOO}/a2c.yml", dict(num_envs=8, total_timesteps=500_000, eval_freq=50_000)),
     Preset(
-        "CartPole-v1", "dqn", "zoo", f"{_ZOO}/dqn.yml, with double Q-learning, targets of three steps and a smaller, falling learning rate",
+        "CartPole-v1", "dqn", "zoo",
+        f"{_ZOO}/dqn.yml, with double Q-learning, layer norm, targets of three steps and a smaller, falling learning rate",
         _CARTPOLE_DQN | dict(n_step=3, learning_rate=1e-3, max_grad_norm=1.0), anneal=_LR,
-        parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256)))),
+        parts=dict(q_network=MakeNetwork("q", dict(hidden_sizes=(256, 256), layer_norm=True))),
     ),
     Preset(
         "CartPole-v1", "dqn", "qr", f"{_ZOO}/qrdqn.yml, with double Q-learning and a falling learning rate",

@@ -70,6 +70,7 @@ class Environment(Protocol):
     - `cheap_reset: bool`: a reset costs no more than a step, so compute it at every step rather than in a branch of the program;
     - `reset_where(key, needed, state, params)`: `reset`, but that it may return anything where `needed` is false, for an environment that
       pays for each reset of a batch, or that goes on from `state`, in which the episode before ended; a wrapper doesn't need it;
+    - `with_resets() -> Environment`: the same one for a stepper that resets whatever ended, whose `step` may prepare for `reset_where`;
     - `picture(state, params) -> uint8 [height width 3]`, what a GIF shows of a concrete state. Small ones are scaled up;
     - `not_restored: str`, said when a run is resumed: what a checkpoint lacks, since it isn't in the arrays of the state.
 

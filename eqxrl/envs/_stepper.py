@@ -78,11 +78,12 @@ class ResetWhenDone(AbstractStepper):
     """Compute them at every step, which pays where a reset costs less than a branch of the program, since that keeps XLA from fusing."""
 
     def init(self, env: Any, env_params: Any, keys: Keys) -> tuple[Observation, PyTree, PyTree]:
-        return *_reset_all(env, env_params, keys), ()
+        return *_reset_all(_with_resets(env), env_params, keys), ()
 
     def step(
         self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
     ) -> VecStep:
+        env = _with_resets(env)
         stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
         if self.every_step:
             after, anew = vec_step(stepped, reset_state), _reset_all(env, env_params, keys[1])
@@ -200,6 +201,12 @@ class _ResetsWhere(AbstractWrapper):
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
         return self.env.step(key, state, action, params)
+
+
+def _with_resets(env: Any) -> Any:
+    """The same environment, whose innermost one is its `with_resets()`, if it has that."""
+    inner = list(layers(env))[-1]
+    return _around(inner.with_resets(), env) if hasattr(type(inner), "with_resets") else env
 
 
 def _state_to_go_on_from(env: Any, env_params: Any, keys: StepKeys, state: PyTree) -> PyTree | None:

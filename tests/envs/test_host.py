@@ -12,7 +12,8 @@ import pytest
 from eqxrl import PPO, PPOHParams, Trainer, make
 from eqxrl.envs import AbstractWrapper, FrameStack, NeverReset, ResetWhenDone, ScaleReward, TimeLimit, known_suites
 from eqxrl.envs._make import SUITES
-from eqxrl.envs.suites._pools import Pools, hashed
+from eqxrl.envs.suites._host import hashed
+from eqxrl.envs.suites._pools import Pools
 
 THERE = [pytest.param(x, marks=pytest.mark.skipif(bool(known_suites()[x]), reason="isn't installed")) for x in ("envpool", "gymnasium")]
 of_each_suite = pytest.mark.parametrize("suite", THERE)
@@ -137,6 +138,36 @@ def test_only_what_ended_is_reset(suite, monkeypatch):
 
 
 @of_each_suite
+def test_where_one_ends_the_next_begins_in_the_same_call(suite, monkeypatch):
+    env, calls = anew(cartpole(suite)), []
+    for name in ("step", "reset_where"):
+        method = getattr(env.host, name)
+        monkeypatch.setattr(env.host, name, lambda *args, name=name, method=method, **more: calls.append(name) or method(*args, **more))
+    ends = rollout(ResetWhenDone(), env, 40).sum()
+    assert ends > 4 and calls == ["step"] * 40
+
+
+@of_each_suite
+def test_what_a_wrapper_cuts_off_is_another_life(suite):
+    """The host's own episode isn't over."""
+    ends = rollout(ResetWhenDone(), TimeLimit(cartpole(suite), 5), 12)
+    assert ends.tolist() == [[t in (4, 9)] * 4 for t in range(12)]
+
+
+def rollout(stepper, env, num_steps):
+    """Where episodes ended, `[steps envs]`, each followed by a first observation."""
+    _, state, kept = stepper.init(env, None, jax.random.split(jax.random.key(0), 4))
+    step = jax.jit(lambda keys, state: stepper.step(env, None, keys, state, kept, jnp.array([0, 1, 0, 1])))
+    done = []
+    for t in range(num_steps):
+        out = step(jax.random.split(jax.random.key(1 + t), (2, 4)), state)
+        assert (np.abs(out.obs[out.done]) < 0.05).all()
+        state = out.env_state
+        done.append(np.asarray(out.done))
+    return np.stack(done)
+
+
+@of_each_suite
 def test_other_devices_than_the_cpu_see_the_same(suite, monkeypatch):
     def play(env):
         def body(state, key):
@@ -246,10 +277,17 @@ def test_what_was_done_otherwise_has_another_hash():
     rng = np.random.default_rng(0)
     moves = rng.choice([-1.0, 1.0], (4000, 6)).astype(np.float32)
     moves = np.unique(np.concatenate([moves, rng.normal(size=(100_000, 6)).astype(np.float32), np.eye(6, dtype=np.float32)]), axis=0)
-    assert len(np.unique(hashed(np.zeros(len(moves), np.uint32), [moves]))) >= len(moves) - 4  # by chance, 1.2 of them share theirs
-    once = hashed(np.zeros(3, np.uint32), [np.arange(3, dtype=np.int32)])
-    there_and_back = [hashed(once, [np.full(3, a, np.int32)])[0] for a in range(3)]
-    assert len({*once.tolist(), *map(int, there_and_back)}) == 6
+    mixed = jax.vmap(hashed, in_axes=(None, 0))(jnp.uint32(0), moves)
+    assert len(np.unique(mixed)) >= len(moves) - 4  # by chance, 1.2 of them share theirs
+    once = [hashed(jnp.uint32(0), jnp.int32(a)) for a in range(3)]
+    there_and_back = [hashed(once[a], jnp.int32(2 - a)) for a in range(3)]
+    assert len({*map(int, once), *map(int, there_and_back)}) == 6
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16, np.float32, np.float64])
+def test_actions_of_every_size_have_their_own_hash(dtype):
+    each = [hashed(jnp.uint32(0), np.asarray(x, dtype)) for x in ([0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 0])]
+    assert len({*map(int, each)}) == 4
 
 
 class KeepsItElsewhere(AbstractWrapper):

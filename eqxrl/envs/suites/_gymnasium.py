@@ -29,13 +29,15 @@ class Gymnasium(AbstractInstances):
         self.envs = [self.spare.pop() if self.spare else make(**options) for _ in seeds]
         self.blank = blank(as_space(self.envs[0].observation_space))
         self.actions = jax.tree.structure(parts(as_space(self.envs[0].action_space)))
+        self.one_array = self.actions == jax.tree.structure(0)
 
     def first(self) -> Leaves:
         return self._stacked([env.reset(seed=seed)[0] for env, seed in zip(self.envs, self.seeds)])
 
     def step(self, ids: np.ndarray, actions: Leaves) -> tuple[Leaves, Any, Any, Any]:
-        each = zip(*(x.tolist() if x.ndim == 1 else x for x in actions))
-        steps = [self.envs[i].step(self.actions.unflatten(action)) for i, action in zip(ids.tolist(), each)]
+        parts = [x.tolist() if x.ndim == 1 else x for x in actions]
+        each = parts[0] if self.one_array else map(self.actions.unflatten, zip(*parts))
+        steps = [self.envs[i].step(action) for i, action in zip(ids.tolist(), each)]
         obs, reward, terminated, truncated, _ = zip(*steps)
         return self._stacked(obs), np.asarray(reward, np.float32), np.asarray(terminated, bool), np.asarray(truncated, bool)
 

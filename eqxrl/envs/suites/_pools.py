@@ -14,12 +14,12 @@ from eqxrl.spaces import parts
 
 KEPT_STEPS = 100_000
 """So many steps, in all, are remembered, as the actions that were taken."""
-RESET = np.full((1, 1), 0x52455345, np.uint32)
-"""What a reset is in a hash."""
 State = tuple[int, int, int]
 """A seed, how many steps were taken and episodes begun since, and a hash of these."""
 Leaves = list[np.ndarray]
 """The arrays of observations or of actions, `[instances ...]`, in JAX's order."""
+Way = list[tuple[Leaves | None, np.uint32]]
+"""Actions, `None` for a reset, each with the hash of the state that it leads to."""
 
 
 class AbstractInstances(abc.ABC):
@@ -58,12 +58,12 @@ class Pool:
         self.log: list[tuple[np.ndarray, Leaves | None, np.ndarray]] | None = []
         """Which of them were stepped, by which actions, or reset, and where that led to; `None` once it was forgotten."""
 
-    def way(self, i: int, state: State) -> list[Any] | None:
-        """What leads an instance from its birth to a state, `None` for a reset; `None` if that isn't known."""
+    def way(self, i: int, state: State) -> Way | None:
+        """What leads an instance from its birth to a state; `None` if that isn't known."""
         way = []
         for ids, leaves, after in self.log or ():
             for at in np.flatnonzero(ids == i):
-                way.append(None if leaves is None else [x[at : at + 1] for x in leaves])
+                way.append((None if leaves is None else [x[at : at + 1] for x in leaves], after[at, 2]))
                 if tuple(after[at].tolist()) == state:
                     return way
         return None
@@ -91,6 +91,8 @@ class Pools:
         self.observation_space, self.action_space = observation_space, action_space
         self.blank = blank(observation_space)
         """An observation of zeros."""
+        self.leaves, self.structure = jax.tree.flatten(self.blank)
+        self.action_shapes = [space.shape for space in jax.tree.leaves(parts(action_space))]
 
     def reset(self, seed: UInt32[np.ndarray, "*batch"]) -> PyTree:
         """First observations, `[*batch ...]`; their states are `(seed, 0, 0)`."""
@@ -98,46 +100,54 @@ class Pools:
             return self._shaped(self._birth(seed.ravel().tolist())[1], seed.shape)
 
     def reset_where(
-        self, seed: UInt32[np.ndarray, "*batch"], needed: Bool[np.ndarray, "*batch"], state: UInt32[np.ndarray, "*batch 3"]
+        self, seed: UInt32[np.ndarray, "*batch"], needed: Bool[np.ndarray, "*batch"], state: UInt32[np.ndarray, "*batch 4"]
     ) -> tuple[PyTree, UInt32[np.ndarray, "*batch 3"]]:
-        """First observations and states of what comes after `state`; anything where they aren't needed."""
-        after = state.reshape(-1, 3).copy()
-        obs, asked = self._nothing(len(after)), np.flatnonzero(needed)
+        """First observations and states of what comes after `state`, which is given with the hash of that; anything where they aren't
+        needed."""
+        asked = state.reshape(-1, 4)
+        after, obs, needs = asked[:, :3].copy(), self._nothing(len(asked)), np.flatnonzero(needed)
         with self.lock:
-            there, strange = self._stand(after, asked)
+            there, strange = self._stand(after, needs)
             for pool, ids, at in there:
                 over = pool.over[ids]
                 if not over.all():
                     strange, ids, at = np.sort(np.concatenate([strange, at[~over]])), ids[over], at[over]
                 if len(ids):
-                    self._fill(obs, at, self._act(pool, ids, None)[0])
+                    self._fill(obs, at, self._act(pool, ids, None, asked[at, 3])[0])
                     after[at] = pool.now[ids]
             if len(strange):
                 pool, first = self._birth(seed.ravel()[strange].tolist())
                 self._fill(obs, strange, first)
                 after[strange] = pool.now
-        return self._shaped(obs, seed.shape), after.reshape(state.shape)
+        return self._shaped(obs, seed.shape), after.reshape(*seed.shape, 3)
 
-    def step(self, state: UInt32[np.ndarray, "*batch 3"], action: PyTree) -> tuple[PyTree, UInt32[np.ndarray, "*batch 3"]]:
-        """What actions `[*batch ...]` lead to: the observations, and of each step the hash of its state, its flags (1 where it was taken,
-        plus 2 if terminated, 4 if truncated) and the bits of its reward, a float32. What isn't flagged 1 is filler: the episode was
-        over, or isn't known here. Few arrays, since each costs as much as a step of a small environment."""
-        states, n = state.reshape(-1, 3), state.size // 3
-        spaces = jax.tree.leaves(parts(self.action_space))
-        leaves = [x.reshape(n, *space.shape) for x, space in zip(jax.tree.leaves(action), spaces)]
-        obs, numbers = self._nothing(n), np.zeros((n, 3), np.uint32)
-        numbers[:, 0], numbers[:, 1] = states[:, 2], 4
+    def step(
+        self, state: UInt32[np.ndarray, "*batch 5"], action: PyTree, begins_next: bool = False
+    ) -> tuple[PyTree, UInt32[np.ndarray, "*batch 2"], PyTree]:
+        """What actions `[*batch ...]` lead to from states, which are given with the hash of the state after, and of a reset after that: the
+        observations; of each step its flags (1 where it was taken, plus 2 if terminated, 4 if truncated, 8 if another episode begins)
+        and the bits of its reward, a float32; and, if others are to begin where one ended, their first observations. What isn't flagged 1
+        is filler: the episode was over, or isn't known here. Few arrays, since each costs as much as a step of a small environment."""
+        batch, asked = state.shape[:-1], state.reshape(-1, 5)
+        n = len(asked)
+        leaves = [x.reshape(n, *shape) for x, shape in zip(jax.tree.leaves(action), self.action_shapes)]
+        obs, first, numbers = self._nothing(n), self._nothing(n), np.zeros((n, 2), np.uint32)
+        numbers[:, 0] = 4
         with self.lock:
-            for pool, ids, at in self._stand(states, np.arange(n))[0]:
+            for pool, ids, at in self._stand(asked[:, :3], np.arange(n))[0]:
                 if pool.over.any():
                     going = ~pool.over[ids]
                     ids, at = ids[going], at[going]
                 if len(ids):
-                    seen, reward, terminated, truncated = self._act(pool, ids, [x[at] for x in leaves])
+                    seen, reward, terminated, truncated = self._act(pool, ids, [x[at] for x in leaves], asked[at, 3])
                     self._fill(obs, at, seen)
-                    numbers[at, 0], numbers[at, 1] = pool.now[ids, 2], 1 + 2 * terminated + 4 * truncated
-                    numbers[at, 2] = np.asarray(reward, np.float32).view(np.uint32)
-        return self._shaped(obs, state.shape[:-1]), numbers.reshape(state.shape)
+                    numbers[at, 0] = 1 + 2 * terminated + 4 * truncated
+                    numbers[at, 1] = np.asarray(reward, np.float32).view(np.uint32)
+                    if begins_next and len(ended := np.flatnonzero(pool.over[ids])):
+                        ids, at = ids[ended], at[ended]
+                        self._fill(first, at, self._act(pool, ids, None, asked[at, 4])[0])
+                        numbers[at, 0] += 8
+        return self._shaped(obs, batch), numbers.reshape(*batch, 2), self._shaped(first, batch) if begins_next else ()
 
     def picture(self, state: State) -> UInt8[np.ndarray, "height width 3"]:
         """**Raises:** `ValueError` for a state of another process, or of long ago."""
@@ -149,7 +159,7 @@ class Pools:
             if one is None or one != before or time > state[1]:
                 instances, time = self.make([state[0]], render_mode="rgb_array"), 0
                 instances.first()
-            for action in way[time:]:
+            for action, _ in way[time:]:
                 _play(instances, np.zeros(1, np.int32), action)
             self.drawn = instances, one, state[1]
             return np.asarray(instances.picture(), np.uint8)
@@ -180,21 +190,22 @@ class Pools:
         groups = [(pool, *np.asarray(pairs).T) for pool, pairs in there.items()]
         return [(pool, ids.astype(np.int32), rows) for pool, ids, rows in groups], np.asarray(strange, int)
 
-    def _way(self, state: State) -> tuple[tuple[Pool, int] | None, list[Any] | None]:
+    def _way(self, state: State) -> tuple[tuple[Pool, int] | None, Way | None]:
         """An instance that came by a state, and what led it there."""
         if state[1] == 0:
             return None, []
         ways = (((pool, i), pool.way(i, state)) for pool, i in self.born.get(state[0], ()))
         return next((found for found in ways if found[1] is not None), (None, None))
 
-    def _lead(self, pool: Pool, ways: list[list[Any]]) -> None:
+    def _lead(self, pool: Pool, ways: list[Way]) -> None:
         """Newborn instances, each its own way."""
         for t in range(max(map(len, ways))):
             for reset in (False, True):
-                ids = [i for i, way in enumerate(ways) if t < len(way) and (way[t] is None) == reset]
+                ids = [i for i, way in enumerate(ways) if t < len(way) and (way[t][0] is None) == reset]
                 if ids:
-                    leaves = None if reset else [np.concatenate(x) for x in zip(*(ways[i][t] for i in ids))]
-                    self._act(pool, np.asarray(ids, np.int32), leaves)
+                    actions, hashes = zip(*(ways[i][t] for i in ids))
+                    leaves = None if reset else [np.concatenate(x) for x in zip(*actions)]
+                    self._act(pool, np.asarray(ids, np.int32), leaves, np.asarray(hashes))
 
     def _birth(self, seeds: list[int], needed: Iterable[Pool] = ()) -> tuple[Pool, Leaves]:
         """A new pool, and its first observations. Those that are over, or were left alone for long, are dropped, but for the `needed`."""
@@ -222,15 +233,17 @@ class Pools:
                 if not self.born[seed]:
                     del self.born[seed]
 
-    def _act(self, pool: Pool, ids: np.ndarray, leaves: Leaves | None) -> tuple[Leaves, Any, Any, Any]:
+    def _act(self, pool: Pool, ids: np.ndarray, leaves: Leaves | None, hashes: np.ndarray) -> tuple[Leaves, Any, Any, Any]:
         """Steps instances, or resets them: observations, rewards, and whether it terminated or truncated."""
         obs, reward, terminated, truncated = _play(pool.instances, ids, leaves)
         pool.over[ids] = terminated | truncated
-        pool.now[ids, 1] += 1
-        pool.now[ids, 2] = hashed(pool.now[ids, 2], leaves or [RESET])
+        after = pool.now[ids]
+        after[:, 1] += 1
+        after[:, 2] = hashes
+        pool.now[ids] = after
         self.pools.move_to_end(pool)
         if pool.log is not None:
-            pool.log.append((ids, leaves, pool.now[ids]))
+            pool.log.append((ids, leaves, after))
             self.kept_steps += len(ids)
         while self.kept_steps > KEPT_STEPS:
             oldest = self.logged.popleft()
@@ -240,7 +253,7 @@ class Pools:
         return obs, reward, terminated, truncated
 
     def _nothing(self, n: int) -> Leaves:
-        return [np.zeros((n, *x.shape), x.dtype) for x in jax.tree.leaves(self.blank)]
+        return [np.zeros((n, *x.shape), x.dtype) for x in self.leaves]
 
     def _fill(self, obs: Leaves, at: np.ndarray, new: Leaves) -> None:
         for i, x in enumerate(new):
@@ -250,8 +263,7 @@ class Pools:
                 obs[i][at] = x
 
     def _shaped(self, obs: Leaves, shape: tuple[int, ...]) -> PyTree:
-        leaves = [x.reshape((*shape, *x.shape[1:])) for x in obs]
-        return jax.tree.unflatten(jax.tree.structure(self.blank), leaves)
+        return self.structure.unflatten([x.reshape((*shape, *x.shape[1:])) for x in obs])
 
 
 def _play(instances: Any, ids: np.ndarray, leaves: Leaves | None) -> tuple[Leaves, Any, Any, Any]:
@@ -269,15 +281,3 @@ def leaves_of(obs: Any) -> list[Any]:
 
 def blank(observation_space: Any) -> PyTree:
     return jax.tree.map(lambda space: np.zeros(space.shape, space.dtype), parts(observation_space))
-
-
-def hashed(history: UInt32[np.ndarray, " n"], leaves: Leaves) -> UInt32[np.ndarray, " n"]:
-    """The hash of what was done, after actions `[n ...]`. Their words of 32 bits are mixed, each in its way, and added up; the rest is
-    MurmurHash3's step, which is Austin Appleby's, and anyone's."""
-    for leaf in leaves:
-        words = np.ascontiguousarray(leaf).reshape(len(leaf), -1).view(np.uint32)
-        words = (words ^ words >> 16) * (2 * np.arange(words.shape[1], dtype=np.uint32) + np.uint32(0xCC9E2D51))
-        word = (words ^ words >> 15).sum(axis=1, dtype=np.uint32) * np.uint32(0x1B873593)
-        history = history ^ word
-        history = (history << 13 | history >> 19) * np.uint32(5) + np.uint32(0xE6546B64)
-    return history
