@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.random import define_prng_impl, threefry_prng_impl
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Key, PyTree, UInt32
 
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
-_UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}
+_UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 _NAME = "threefry2x32"
 _FEW = 64
 """Up to so many keys are split off without a loop."""
@@ -29,6 +29,20 @@ def split(key: Key[Array, ""], num: int = 2) -> Key[Array, " num"]:
     """`jax.random.split`, without a loop where that pays."""
     keys = jax.random.split(unrolled(key) if num <= _FEW else key, num)
     return jax.random.wrap_key_data(jax.random.key_data(keys), impl=jax.random.key_impl(key))
+
+
+def computed_once(x: PyTree, key: Key[Array, "..."]) -> PyTree:
+    """Arrays that follow from what was drawn with an unrolled key. Those of floats, several kernels of a loop may read: see
+    `_computed_once`."""
+    words = jax.random.key_data(key)
+
+    def once(x: Any) -> Any:
+        if not (jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4):
+            return x
+        bits = lax.bitcast_convert_type(x, _UINTS[8 * x.dtype.itemsize])
+        return lax.bitcast_convert_type(_computed_once(bits, words), x.dtype)
+
+    return jax.tree.map(once, x)
 
 
 def _hash(key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], ...]:

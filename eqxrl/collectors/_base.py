@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from eqxrl._structs import AbstractSteps, EpisodeStats, TrajectoryCollectionState
-from eqxrl._threefry import split, unrolled
+from eqxrl._threefry import computed_once, split, unrolled
 from eqxrl._typing import Action, Carry, Observation, one_more, strong
 from eqxrl.envs import AbstractStepper, VecStep
 from eqxrl.envs._stepper import select
@@ -107,7 +107,9 @@ def acting(
 
     def step(carried: Any, keys: Any) -> Any:
         obs, env_state, reset_state, carry = carried
-        action, carry, remembered = eqx.combine(jax.tree.map(_turned, turned), static)(obs, carry, unrolled(keys[0]))
+        key = unrolled(keys[0])
+        action, carry, remembered = eqx.combine(jax.tree.map(_turned, turned), static)(obs, carry, key)
+        action = computed_once(action, key)
         after = stepper.step(env, env_params, keys[1], env_state, reset_state, to_env_action(action_space, action))
         noted = note(after, carry)
         acted = Acted(obs, action, remembered, after.reward, after.terminated, after.truncated, after.final_obs, noted)
