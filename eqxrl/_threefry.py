@@ -32,8 +32,7 @@ def split(key: Key[Array, ""], num: int = 2) -> Key[Array, " num"]:
 
 
 def computed_once(x: PyTree, key: Key[Array, "..."]) -> PyTree:
-    """Arrays that follow from what was drawn with an unrolled key. Those of floats, several kernels of a loop may read: see
-    `_computed_once`."""
+    """Arrays that follow from what was drawn with a key, for several kernels to read: see `_computed_once`. Integers stay as they are."""
     words = jax.random.key_data(key)
 
     def once(x: Any) -> Any:

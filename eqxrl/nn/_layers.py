@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from eqxrl._threefry import computed_once
 from eqxrl._typing import T
 from eqxrl.nn._batch_renorm import BatchRenorm
 
@@ -49,7 +50,7 @@ def _uniform_linears(sizes: Sequence[int], key: Key[Array, ""]) -> list[eqx.nn.L
     def draw(key: Key[Array, ""], limit: Float[Array, ""]) -> Float[Array, " size"]:
         return jax.random.uniform(key, (max(map(math.prod, shapes)),), limit.dtype, -limit, limit)
 
-    drawn = jax.lax.optimization_barrier(jax.vmap(jax.vmap(draw, (0, None)))(keys, limits))
+    drawn = computed_once(jax.vmap(jax.vmap(draw, (0, None)))(keys, limits), key)
 
     def make(shape: tuple[int, int], numbers: Float[Array, "2 size"]) -> eqx.nn.Linear:
         weight, bias = numbers[0, : math.prod(shape)].reshape(shape), numbers[1, : shape[0]]
@@ -74,11 +75,10 @@ def orthogonal_cell(make_cell: Callable, in_size: int, size: int, *, key: Key[Ar
 
 def _normals(keys: Key[Array, " keys"], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Float[Array, "..."]]]:
     """Of each key, standard normal numbers of its shapes. All are drawn at once, as many of each key as of the one that needs most: each
-    draw by itself would be a loop of its own to compile, and without the barrier each shape would have its own copy of what makes numbers
-    normal."""
+    draw by itself would be a loop of its own to compile, and each shape would have its own copy of what makes numbers normal."""
     sizes = [[math.prod(shape) for shape in of_key] for of_key in shapes]
     drawn = jax.vmap(lambda key: jax.random.normal(key, (max(map(sum, sizes)),), jnp.float32))(keys)
-    drawn = jax.lax.optimization_barrier(drawn)
+    drawn = computed_once(drawn, keys[0])
 
     def parts(numbers: Float[Array, " numbers"], sizes: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         ends = [sum(sizes[:i]) for i in range(1, len(sizes) + 1)]
