@@ -36,7 +36,7 @@ def computed_once(x: PyTree, key: Key[Array, "..."]) -> PyTree:
     words = jax.random.key_data(key)
 
     def once(x: Any) -> Any:
-        if not (jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         bits = lax.bitcast_convert_type(x, _UINTS[8 * x.dtype.itemsize])
         return lax.bitcast_convert_type(_computed_once(bits, words), x.dtype)
