@@ -148,6 +148,23 @@ def test_where_one_ends_the_next_begins_in_the_same_call(suite, monkeypatch):
 
 
 @of_each_suite
+def test_beside_one_of_another_process_the_others_go_on(suite):
+    env = cartpole(suite, max_episode_steps=2).with_resets()
+    step = jax.jit(jax.vmap(lambda state, action: env.step(jax.random.key(0), state, action)))
+    _, state = jax.vmap(env.reset)(jax.random.split(jax.random.key(8), 3))
+    theirs, actions = ByHand(suite, state, max_episode_steps=2), np.array([1, 0, 1])
+    state = step(state, actions)[1]
+    strange = eqx.tree_at(lambda state: state.on_host, state, state.on_host.at[0, 2].add(1))
+    obs, after, reward, _, truncated, _ = step(strange, actions)
+    theirs.step(actions)
+    np.testing.assert_array_equal(obs[1:], theirs.step(actions)[1:])
+    begun, first, on_host = after.next
+    assert truncated.all() and reward.tolist() == [0, 1, 1] and begun.tolist() == [False, True, True]
+    np.testing.assert_array_equal(first[1:], theirs.reset()[1:])
+    assert on_host[1:, 1].tolist() == [3, 3]
+
+
+@of_each_suite
 def test_what_a_wrapper_cuts_off_is_another_life(suite):
     """The host's own episode isn't over."""
     ends = rollout(ResetWhenDone(), TimeLimit(cartpole(suite), 5), 12)
