@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.random import define_prng_impl, threefry_prng_impl
-from jaxtyping import Array, Key, PyTree, UInt32
+from jaxtyping import Array, Key, UInt32
 
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
@@ -31,17 +31,13 @@ def split(key: Key[Array, ""], num: int = 2) -> Key[Array, " num"]:
     return jax.random.wrap_key_data(jax.random.key_data(keys), impl=jax.random.key_impl(key))
 
 
-def computed_once(x: PyTree, key: Key[Array, "..."]) -> PyTree:
-    """Arrays that follow from what was drawn with a key, for several kernels to read: see `_computed_once`. Integers stay as they are."""
-    words = jax.random.key_data(key)
-
-    def once(x: Any) -> Any:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        bits = lax.bitcast_convert_type(x, _UINTS[8 * x.dtype.itemsize])
-        return lax.bitcast_convert_type(_computed_once(bits, words), x.dtype)
-
-    return jax.tree.map(once, x)
+def computed_once(x: Any) -> Any:
+    """The same array of numbers, for several kernels to read. XLA computes what it holds for cheap, such as the hundred operations of a
+    hash, or those that make a number normal, anew in every kernel that reads it; not a division of integers, here by a 1 that it doesn't
+    know to be one."""
+    bits = lax.bitcast_convert_type(x, _UINTS[8 * x.dtype.itemsize])
+    one = jnp.ones_like(bits)
+    return lax.bitcast_convert_type(lax.div(bits, jnp.maximum(bits & one, one)), x.dtype)
 
 
 def _hash(key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], ...]:
@@ -66,13 +62,6 @@ def _hashes(key: Any, shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], ...
     return _hash(key, jnp.zeros_like(numbers), numbers)
 
 
-def _computed_once(bits: Any, key: UInt32[Array, "2"]) -> Any:
-    """XLA computes what it holds for cheap, such as the hundred operations of a hash, anew in every kernel that reads it; not a division by
-    something that it doesn't know. Numbers that are stacked are computed once, too, with a barrier behind them."""
-    one = jnp.maximum(key[0] & jnp.uint32(1), jnp.uint32(1)).astype(bits.dtype)
-    return lax.div(bits, jnp.broadcast_to(one, bits.shape))
-
-
 def _split(key: Any, shape: tuple[int, ...]) -> Any:
     if _many(shape):
         return threefry_prng_impl.split(key, shape)
@@ -84,8 +73,8 @@ def _random_bits(key: Any, bit_width: int, shape: tuple[int, ...]) -> Any:
         return threefry_prng_impl.random_bits(key, bit_width, shape)
     high, low = _hashes(key, shape)
     if bit_width == 64:
-        return _computed_once((high.astype(jnp.uint64) << 32) | low.astype(jnp.uint64), key)
-    return _computed_once((high ^ low).astype(_UINTS[bit_width]), key)
+        return computed_once((high.astype(jnp.uint64) << 32) | low.astype(jnp.uint64))
+    return computed_once((high ^ low).astype(_UINTS[bit_width]))
 
 
 def _fold_in(key: Any, data: Any) -> Any:

@@ -60,7 +60,7 @@ def test_numbers_are_computed_once_however_many_kernels_read_them():
 def test_what_is_drawn_is_made_normal_once(make):
     def used_thrice(key, once):
         noise = 2 * jax.random.normal(make(key), (9,)) + 1
-        noise = computed_once(noise, key) if once else noise
+        noise = computed_once(noise) if once else noise
         return jnp.sin(noise), jnp.zeros(99).at[:9].set(noise), jnp.concatenate([noise, noise[::-1] ** 2])
 
     programs = [jax.jit(used_thrice, static_argnums=1).lower(jax.random.key(0), once).compile().as_text() for once in (True, False)]
@@ -68,12 +68,12 @@ def test_what_is_drawn_is_made_normal_once(make):
     assert jax.default_backend() != "cpu" or 2 * once < anew  # of the polynomials of the inverse error function
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32", "bool"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32", "uint8"])
 def test_computed_once_it_is_the_same(dtype):
-    x = {"a": jnp.asarray([-1.5, 0.0, 3.25, jnp.inf, jnp.nan] if "float" in dtype else [0, 1, 1], dtype)}
-    once = computed_once(x, jax.random.key(4))
-    assert once["a"].dtype == dtype
-    np.testing.assert_array_equal(once["a"].astype(jnp.float32), x["a"].astype(jnp.float32))
+    x = jnp.asarray([-1.5, -0.0, 3.25, jnp.inf, jnp.nan] if "float" in dtype else [0, 1, 200], dtype)
+    once = computed_once(x)
+    assert once.dtype == dtype
+    np.testing.assert_array_equal(once.astype(jnp.float32), x.astype(jnp.float32))
 
 
 def test_other_keys_stay_as_they_are():

@@ -107,9 +107,9 @@ def acting(
 
     def step(carried: Any, keys: Any) -> Any:
         obs, env_state, reset_state, carry = carried
-        key = unrolled(keys[0])
-        action, carry, remembered = eqx.combine(jax.tree.map(_turned, turned), static)(obs, carry, key)
-        action = computed_once(action, key)
+        action, carry, remembered = eqx.combine(jax.tree.map(_turned, turned), static)(obs, carry, unrolled(keys[0]))
+        # Of choices that is so anyway.
+        action = jax.tree.map(lambda x: computed_once(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, action)
         after = stepper.step(env, env_params, keys[1], env_state, reset_state, to_env_action(action_space, action))
         noted = note(after, carry)
         acted = Acted(obs, action, remembered, after.reward, after.terminated, after.truncated, after.final_obs, noted)

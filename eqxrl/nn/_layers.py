@@ -50,7 +50,7 @@ def _uniform_linears(sizes: Sequence[int], key: Key[Array, ""]) -> list[eqx.nn.L
     def draw(key: Key[Array, ""], limit: Float[Array, ""]) -> Float[Array, " size"]:
         return jax.random.uniform(key, (max(map(math.prod, shapes)),), limit.dtype, -limit, limit)
 
-    drawn = computed_once(jax.vmap(jax.vmap(draw, (0, None)))(keys, limits), key)
+    drawn = computed_once(jax.vmap(jax.vmap(draw, (0, None)))(keys, limits))
 
     def make(shape: tuple[int, int], numbers: Float[Array, "2 size"]) -> eqx.nn.Linear:
         weight, bias = numbers[0, : math.prod(shape)].reshape(shape), numbers[1, : shape[0]]
@@ -78,7 +78,7 @@ def _normals(keys: Key[Array, " keys"], shapes: Sequence[Sequence[tuple[int, ...
     draw by itself would be a loop of its own to compile, and each shape would have its own copy of what makes numbers normal."""
     sizes = [[math.prod(shape) for shape in of_key] for of_key in shapes]
     drawn = jax.vmap(lambda key: jax.random.normal(key, (max(map(sum, sizes)),), jnp.float32))(keys)
-    drawn = computed_once(drawn, keys[0])
+    drawn = computed_once(drawn)
 
     def parts(numbers: Float[Array, " numbers"], sizes: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         ends = [sum(sizes[:i]) for i in range(1, len(sizes) + 1)]
