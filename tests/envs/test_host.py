@@ -171,6 +171,27 @@ def test_what_a_wrapper_cuts_off_is_another_life(suite):
     assert ends.tolist() == [[t in (4, 9)] * 4 for t in range(12)]
 
 
+class StartsAtOne(AbstractWrapper):
+    """Its episodes all begin at one state, which was made without a stepper."""
+
+    env: object
+    first: tuple
+
+    def reset(self, key, params=None):
+        return self.first
+
+    def step(self, key, state, action, params=None):
+        return self.env.step(key, state, action, params)
+
+
+@of_each_suite
+def test_a_wrapper_may_keep_states_made_without_a_stepper(suite):
+    env = cartpole(suite, max_episode_steps=3)
+    first = env.reset(jax.random.key(5))
+    ends = rollout(ResetWhenDone(), StartsAtOne(env, first), 6)
+    assert ends.tolist() == [[t in (2, 5)] * 4 for t in range(6)]
+
+
 def rollout(stepper, env, num_steps):
     """Where episodes ended, `[steps envs]`, each followed by a first observation."""
     _, state, kept = stepper.init(env, None, jax.random.split(jax.random.key(0), 4))

@@ -29,8 +29,8 @@ class HostState(eqx.Module):
     """A seed, the steps taken and episodes begun since, a hash of these."""
     obs: PyTree
     """What was seen last."""
-    next: tuple[Bool[Array, ""], PyTree, UInt32[Array, " 3"]] | None
-    """Of an environment that begins the next episode where one ended: whether it did, and that one's `obs` and `on_host`."""
+    next: tuple[Bool[Array, ""], PyTree, UInt32[Array, " 3"]]
+    """Whether the next episode has begun already, and that one's `obs` and `on_host`; the state's own where it hasn't."""
 
 
 class OnHost(eqx.Module):
@@ -55,7 +55,7 @@ class OnHost(eqx.Module):
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[PyTree, HostState]:
         seed = jr.bits(key, (), jnp.uint32)
         obs = _call(self.host.reset, self._shapes(), seed)
-        return self._first(obs, jnp.zeros(3, jnp.uint32).at[0].set(seed))
+        return _standing(obs, jnp.zeros(3, jnp.uint32).at[0].set(seed))
 
     def reset_where(
         self, key: Key[Array, ""], needed: Bool[Array, ""], state: HostState, params: Any = None
@@ -65,11 +65,11 @@ class OnHost(eqx.Module):
             asked = jnp.append(state.on_host, hashed(state.on_host[2]))
             return _call(self.host.reset_where, shapes, jr.bits(key, (), jnp.uint32), needed, asked)
 
-        if state.next is None:
-            return self._first(*begin(needed))
+        if not self.begins_next:
+            return _standing(*begin(needed))
         begun, *there = state.next
         made = cond_any(needed & ~begun, begin, [needed & ~begun], tuple(there))
-        return self._first(*jax.tree.map(lambda x, y: jnp.where(begun, x, y), tuple(there), made))
+        return _standing(*jax.tree.map(lambda x, y: jnp.where(begun, x, y), tuple(there), made))
 
     def step(self, key: Key[Array, ""], state: HostState, action: PyTree, params: Any = None) -> Transition:
         seed, time, history = state.on_host
@@ -80,12 +80,10 @@ class OnHost(eqx.Module):
         obs, (flags, reward), first = _call(step, shapes, jnp.stack([seed, time, history, then, anew]), action)
         known, terminated, truncated, begun = (flags & bit != 0 for bit in (1, 2, 4, 8))
         obs = jax.tree.map(lambda new, old: jnp.where(known, new, old), obs, state.obs)
-        on_host = jnp.where(known, jnp.stack([seed, time + 1, then]), state.on_host)
-        after = HostState(on_host, obs, (begun, first, jnp.stack([seed, time + 2, anew])) if self.begins_next else None)
+        obs, after = _standing(obs, jnp.where(known, jnp.stack([seed, time + 1, then]), state.on_host))
+        if self.begins_next:
+            after = HostState(after.on_host, obs, (begun, first, jnp.stack([seed, time + 2, anew])))
         return obs, after, jax.lax.bitcast_convert_type(reward, jnp.float32), terminated, truncated, {}
-
-    def _first(self, obs: PyTree, on_host: UInt32[Array, " 3"]) -> tuple[PyTree, HostState]:
-        return obs, HostState(on_host, obs, (jnp.zeros((), jnp.bool_), obs, on_host) if self.begins_next else None)
 
     def _shapes(self) -> PyTree:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.host.blank)
@@ -100,6 +98,10 @@ class OnHost(eqx.Module):
         """What the suite draws of it, with `render_mode="rgb_array"`."""
         seed, time, history = map(int, state.on_host)
         return self.host.picture((seed, time, history))
+
+
+def _standing(obs: PyTree, on_host: UInt32[Array, " 3"]) -> tuple[PyTree, HostState]:
+    return obs, HostState(on_host, obs, (jnp.zeros((), jnp.bool_), obs, on_host))
 
 
 def hashed(history: UInt32[Array, ""], action: PyTree = _RESET) -> UInt32[Array, ""]:
