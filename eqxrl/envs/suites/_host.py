@@ -101,6 +101,7 @@ class OnHost(eqx.Module):
 
 
 def _standing(obs: PyTree, on_host: UInt32[Array, " 3"]) -> tuple[PyTree, HostState]:
+    """An observation, and the state of an episode after which none has begun yet."""
     return obs, HostState(on_host, obs, (jnp.zeros((), jnp.bool_), obs, on_host))
 
 
