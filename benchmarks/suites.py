@@ -4,8 +4,8 @@
     python benchmarks/suites.py navix gymnasium/HalfCheetah-v5
 
 64 environments at once, medians of 7 runs, interleaved (of 3 with PPO). By hand: the suite's own step with its own automatic reset, in a
-scan. Both draw the same actions, eqxrl's by keys that are split without XLA's loop, as in a rollout. PPO: env steps per second of training with 64 environments, 128 steps, 4 minibatches, 4 epochs, without
-compilation.
+scan. Both draw actions alike, eqxrl's with keys that are split without XLA's loop, as in a rollout. PPO: env steps per second of training
+with 64 environments, 128 steps, 4 minibatches, 4 epochs, without compilation.
 """
 
 import argparse
