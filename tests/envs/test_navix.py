@@ -98,8 +98,14 @@ def test_an_observation_of_ones_own():
 
 
 def test_pictures():
+    import navix
+
     env, params = make("navix/Navix-DoorKey-6x6-v0")
     _, state = env.reset(jax.random.key(0), params)
+    assert state.state.cache is None  # which a picture is drawn with
+    with jax.numpy_rank_promotion("allow"):
+        by_hand = navix.make("Navix-DoorKey-6x6-v0", observation_fn=navix.observations.rgb).reset(jax.random.key_data(jax.random.key(0)))
+    np.testing.assert_array_equal(env.picture(state, params), by_hand.observation)
     after = env.step(jax.random.key(0), state, TURN, params)[1]
     before, after = env.picture(jax.device_get(state), params), env.picture(after, params)
     assert before.shape == (48, 48, 3) and before.dtype == np.uint8

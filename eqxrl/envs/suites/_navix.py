@@ -29,6 +29,9 @@ class Navix(eqx.Module):
     env: Callable[[], Any] = eqx.field(static=True)
     """Gives navix's environment, which has arrays in its spaces and can't be hashed itself."""
     name: str = eqx.field(static=True)
+    sees_tiles: bool = eqx.field(static=True)
+    """Whether observations are drawn with the pictures of the tiles that navix keeps in each state, 12 kB of a grid of 8 by 8. Otherwise
+    they aren't kept."""
     cheap_reset = True
 
     @property
@@ -39,6 +42,8 @@ class Navix(eqx.Module):
         # A typed key in the state would count as used in each branch of navix's choice among actions, when keys are checked.
         with jax.numpy_rank_promotion("allow"):  # which navix relies on
             timestep = self.env().reset(jax.random.key_data(key))
+        if not self.sees_tiles:
+            timestep = timestep.replace(state=timestep.state.replace(cache=None))
         return timestep.observation, timestep
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
@@ -59,7 +64,10 @@ class Navix(eqx.Module):
         return Discrete(len(self.env().action_set))
 
     def picture(self, state: Any, params: Any = None) -> np.ndarray:
-        return np.asarray(_draw(jax.tree.map(jnp.asarray, state.state)))
+        state = jax.tree.map(jnp.asarray, state.state)
+        if state.cache is None:
+            state = state.replace(cache=extra("navix.rendering.cache", "navix", "a picture").RenderingCache.init(state.grid))
+        return np.asarray(_draw(state))
 
 
 @jax.jit
@@ -80,4 +88,14 @@ def make(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Navix, None]:
     if name not in navix.registry():
         raise unknown("navix", env_id, navix.registry())
     env = navix.make(name, **env_kwargs)
-    return Navix(lambda: env, env_id), None
+    return Navix(lambda: env, env_id, _sees_tiles(env)), None
+
+
+def _sees_tiles(env: Any) -> bool:
+    with jax.numpy_rank_promotion("allow"):
+        state = jax.eval_shape(env.reset, jax.eval_shape(jax.random.PRNGKey, 0)).state
+        try:
+            jax.eval_shape(env.observation_fn, state.replace(cache=None))
+        except AttributeError:  # of None
+            return True
+    return False
