@@ -127,13 +127,15 @@ class ResetFromPool(AbstractStepper):
     ) -> VecStep:
         stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
 
-        def draw(keys: Any, pool: Any) -> Any:
-            index = jax.vmap(lambda key: jr.randint(key, (), 0, self.num_states))(keys)
-            return jax.tree.map(lambda x: x[index], pool)
+        def draw(keys: Any) -> Any:
+            return jax.vmap(lambda key: jr.randint(key, (), 0, self.num_states))(keys)
 
         pool, num_opened = reset_state
-        after = vec_step(stepped, reset_state, draw, keys[1], pool)
-        return dataclasses.replace(after, reset_state=(pool, num_opened + jnp.sum(after.done, dtype=jnp.int32)))
+        after = vec_step(stepped, reset_state)
+        index = cond_any(after.done, draw, [keys[1]], jnp.zeros(after.done.shape, jnp.int32))
+        obs, env_state = select(after.done, jax.tree.map(lambda x: x[index], pool), (after.obs, after.env_state))
+        num_opened += jnp.sum(after.done, dtype=jnp.int32)
+        return dataclasses.replace(after, obs=obs, env_state=env_state, reset_state=(pool, num_opened))
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
         used_up = reset_state[1] >= self.num_states
