@@ -271,6 +271,18 @@ def test_what_is_left_alone_is_dropped_and_what_is_long_ago_is_forgotten(suite, 
 
 
 @of_each_suite
+def test_evaluations_drop_no_device_of_the_seeds_that_are_trained(suite, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 6)
+    env = anew(cartpole(suite))
+    for i in range(6):
+        env.host.reset(np.uint32([2 * i, 2 * i + 1]))
+    trained = list(env.host.pools)
+    for i in range(12):
+        env.host.reset(np.uint32([100 + i]))
+    assert all(pool.instances is not None for pool in trained)
+
+
+@of_each_suite
 def test_states_are_drawn_each_as_its_own(suite):
     env = cartpole(suite, max_episode_steps=7)
     states = [env.reset(jax.random.key(i))[1] for i in (0, 3)]

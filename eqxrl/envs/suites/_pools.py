@@ -208,11 +208,13 @@ class Pools:
                     self._act(pool, np.asarray(ids, np.int32), leaves, np.asarray(hashes))
 
     def _birth(self, seeds: list[int], needed: Iterable[Pool] = ()) -> tuple[Pool, Leaves]:
-        """A new pool, and its first observations. Those that are over, or were left alone for long, are dropped, but for the `needed`."""
+        """A new pool, and its first observations. Those that are over, or were left alone for long, are dropped, but for the `needed`. Each
+        device has pools of its own, of the seeds that are trained there."""
         self.most = max(self.most, len(seeds))
+        enough = 4 * self.most * jax.local_device_count()
         size = len(seeds) + sum(len(pool.now) for pool in self.pools)
         for pool in list(self.pools):
-            if pool not in needed and (pool.over.all() or size > 4 * self.most):
+            if pool not in needed and (pool.over.all() or size > enough):
                 size -= len(pool.now)
                 del self.pools[pool]
                 if pool.instances is not None:
