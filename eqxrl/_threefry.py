@@ -65,6 +65,7 @@ def _hashes(key: Any, shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], ...
 def _split(key: Any, shape: tuple[int, ...]) -> Any:
     if _many(shape):
         return threefry_prng_impl.split(key, shape)
+    # Without a barrier every kernel that reads one of the keys would hash anew.
     return lax.optimization_barrier(jnp.stack(_hashes(key, shape), axis=-1))
 
 
