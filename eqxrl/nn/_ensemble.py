@@ -35,12 +35,13 @@ class Ensemble(eqx.Module):
         return outputs, eqx.tree_at(lambda ensemble: ensemble.members, self, members)
 
     def _each(self, do: Callable[[Any, tuple[PyTree, ...]], T], args: tuple[PyTree, ...]) -> T:
-        """Each has a copy of the arguments: XLA makes one product of several members' first layers of the same numbers, and moves its
-        result to and fro, which takes longer on CPU."""
+        """Each has a copy of arguments that are no images: XLA makes one product of several members' first layers of the same numbers, and
+        moves its result to and fro, which takes longer on CPU."""
         arrays, others = eqx.partition(args, eqx.is_array)
-        arrays = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)), arrays)
+        axes = jax.tree.map(lambda x: 0 if x.ndim < 3 else None, arrays)
+        arrays = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.size, *x.shape)) if x.ndim < 3 else x, arrays)
 
         def one(member: Any, arrays: PyTree) -> T:
             return do(member, eqx.combine(arrays, others))
 
-        return eqx.filter_vmap(one, in_axes=(eqx.if_array(0), 0), axis_size=self.size)(self.members, arrays)
+        return eqx.filter_vmap(one, in_axes=(eqx.if_array(0), axes), axis_size=self.size)(self.members, arrays)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import scipy.stats
+from helpers import quick_jit
 
 from eqxrl import LinearSchedule
 from eqxrl.nn import (
@@ -17,6 +18,7 @@ from eqxrl.nn import (
     MixedNoise,
     Noisy,
     OrnsteinUhlenbeckNoise,
+    QNetwork,
     RandomAtFirst,
     Sampling,
     SquashedGaussian,
@@ -169,3 +171,15 @@ def test_members_of_an_ensemble_are_networks_of_their_own():
     assert out.shape == (4, 2) and ensemble.size == 4
     for i, key in enumerate(jax.random.split(KEY, 4)):
         np.testing.assert_allclose(out[i], eqx.nn.Linear(3, 2, key=key)(SEEN[0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3,), (6, 6, 2)], ids=["vector", "image"])
+def test_members_of_an_ensemble_see_the_same_batch(shape):
+    """Of images no copies are made for them."""
+    batch = jax.random.uniform(KEY, (5, *shape))
+    ensemble = Ensemble(lambda key: QNetwork(Box(0.0, 1.0, shape), Discrete(2), key=key), 3, key=KEY)
+    assert "[3,5,6,6,2]" not in str(jax.make_jaxpr(lambda x: ensemble.on_batch(x)[0])(batch))
+    each = [QNetwork(Box(0.0, 1.0, shape), Discrete(2), key=key) for key in jax.random.split(KEY, 3)]
+    expected = quick_jit(lambda x: jnp.stack([jax.vmap(network)(x) for network in each]))(batch)
+    np.testing.assert_allclose(quick_jit(lambda x: ensemble.on_batch(x)[0])(batch), expected, atol=1e-6)
+    np.testing.assert_allclose(quick_jit(lambda x: jax.vmap(ensemble, out_axes=1)(x))(batch), expected, atol=1e-6)
