@@ -198,7 +198,7 @@ _ALL = (
     Preset(
         "Pendulum-v1", "td3", "fast", "FastTD3, Seo et al. 2025, https://arxiv.org/abs/2505.22642, but smaller, and with histogram loss",
         dict(num_envs=128, num_steps=1, updates_per_iteration=4, buffer_size=200_000, batch_size=1024, learning_starts=1_280, gamma=0.97,
-             total_timesteps=204_800, eval_freq=20_480, learning_rate=1e-3, tau=0.1, target_noise=0.001),
+             total_timesteps=307_200, eval_freq=20_480, learning_rate=1e-3, tau=0.1, target_noise=0.001),
         parts=dict(
             actor=MakeNetwork("deterministic", dict(hidden_sizes=(64, 64))),
             critic=MakeNetwork("action_value", dict(hidden_sizes=(128, 64), out_size=101)),
