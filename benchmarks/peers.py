@@ -8,8 +8,9 @@ each. rejax is among the test extra; PureJaxRL has no package, so clone it and s
     python benchmarks/peers.py --gpu --fraction 0.01           # the same, with a hundredth of the seeds, environments and iterations
 
 Env steps per second, without compilation; seconds to trace and compile; and eqxrl's against the fastest peer's. `peak` is the share of the
-arithmetic that the machine has been seen to do, in a product of large matrices on as many devices, which eqxrl's networks use. Seeds of
-eqxrl are sharded over two devices where there are two cores; peers know no such thing.
+arithmetic that the machine has been seen to do, in a product of large matrices on as many devices, which eqxrl's networks use. Where there
+are two cores, seeds of eqxrl are sharded over both, and rows that say so have one agent on both (`num_devices=2`), beside the same runs of
+the peers as the row above; peers know no such thing.
 """
 
 import argparse
@@ -50,6 +51,8 @@ class Case:
     iterations: int
     """About a second of them."""
     seeds: int | None = None
+    divided: bool = False
+    """Also with one agent on two devices."""
 
     @property
     def env_steps(self) -> int:
@@ -59,10 +62,10 @@ class Case:
 CASES = [
     Case("4 x 128", "CartPole-v1", 4, 128, 4, 4, 300),
     Case("8 x 32, 20 epochs", "CartPole-v1", 8, 32, 1, 20, 150),
-    Case("64 x 64", "CartPole-v1", 64, 64, 4, 4, 60),
-    Case("2048 x 16", "CartPole-v1", 2048, 16, 4, 4, 8),
+    Case("64 x 64", "CartPole-v1", 64, 64, 4, 4, 60, divided=True),
+    Case("2048 x 16", "CartPole-v1", 2048, 16, 4, 4, 8, divided=True),
     Case("Pendulum 16 x 256", "Pendulum-v1", 16, 256, 32, 10, 15),
-    Case("Breakout 64 x 128", "Breakout-MinAtar", 64, 128, 8, 4, 10),
+    Case("Breakout 64 x 128", "Breakout-MinAtar", 64, 128, 8, 4, 10, divided=True),
     Case("16 seeds of 4 x 128", "CartPole-v1", 4, 128, 4, 4, 30, 16),
     Case("8 seeds of 8 x 32", "CartPole-v1", 8, 32, 1, 20, 30, 8),
 ]
@@ -104,16 +107,17 @@ Train = Callable[[Any], Any]
 """From a key to whatever a whole run gives."""
 
 
-def eqxrl_ppo(case: Case) -> PPO:
+def eqxrl_ppo(case: Case, num_devices: int = 1) -> PPO:
     hp = PPOHParams(
         num_envs=case.num_envs, num_steps=case.num_steps, num_minibatches=case.num_minibatches, num_epochs=case.num_epochs,
         gamma=GAMMA, gae_lambda=GAE_LAMBDA, clip_eps=CLIP, ent_coef=ENT, vf_coef=VF, max_grad_norm=NORM, learning_rate=RATE,
+        num_devices=num_devices,
     )
     return PPO.create(case.env_id, hp=hp, actor_critic=MLPActorCritic)  # for images, too, as the peers' are
 
 
-def eqxrl_train(case: Case) -> Train:
-    ppo = eqxrl_ppo(case)
+def eqxrl_train(case: Case, num_devices: int = 1) -> Train:
+    ppo = eqxrl_ppo(case, num_devices)
 
     def train(key: Any) -> Any:
         ts, metrics = ppo.iterations(ppo.init_train_state(key), case.iterations)
@@ -224,7 +228,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     for case in [smaller(case, args.fraction) for case in GPU_CASES] if args.gpu else CASES:
         if args.case is None or case.name.startswith(args.case):
-            print(row(case, args, fastest), flush=True)
+            print(rows(case, args, fastest), flush=True)
 
 
 def measured(trains: dict[str, Train], case: Any, runs: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -248,20 +252,28 @@ def measured(trains: dict[str, Train], case: Any, runs: int) -> tuple[dict[str, 
     return {name: statistics.median(x) for name, x in seconds.items()}, {name: statistics.median(x) for name, x in compiling.items()}
 
 
-def row(case: Case, args: argparse.Namespace, fastest: float) -> str:
+def rows(case: Case, args: argparse.Namespace, fastest: float) -> str:
     trains: dict[str, Train] = {"rejax": rejax_train(case)}
     # PureJaxRL's vmapped initialisation waits for itself in XLA's pool of threads on CPU (a batched QR), so it has no seeds there.
     if args.purejaxrl and "Pendulum" not in case.env_id and (case.seeds is None or jax.default_backend() != "cpu"):
         trains["PureJaxRL"] = purejaxrl_train(args.purejaxrl, case)
+    peers, ours = list(trains), {"eqxrl": (case.name, 1 if case.seeds is None else len(jax.devices()))}
     trains["eqxrl"] = eqxrl_train(case)
+    if case.divided and len(jax.devices()) > 1:
+        trains["divided"], ours["divided"] = eqxrl_train(case, 2), (f"{case.name}, 2 devices", 2)
     seconds, compiling = measured(trains, case, args.runs)
-    speed = {name: case.env_steps / x for name, x in seconds.items()}
-    peers = [name for name in trains if name != "eqxrl"]
-    share = flops(case) / case.env_steps * speed["eqxrl"] / (fastest * (1 if case.seeds is None else len(jax.devices())))
-    shown = [f"{speed[name] / 1e3:.0f}k" if name in speed else "" for name in ("rejax", "PureJaxRL", "eqxrl")]
-    compiles = [f"{compiling[name]:.1f}" if name in compiling else "" for name in ("rejax", "PureJaxRL", "eqxrl")]
-    faster, slower = speed["eqxrl"] / max(speed[name] for name in peers), compiling["eqxrl"] / min(compiling[name] for name in peers)
-    return f"| {case.name} | {' | '.join(shown)} | {faster:.2f} | {share:.0%} | {' | '.join(compiles)} | {slower:.2f} |"
+    return "\n".join(row(title, name, peers, case, seconds, compiling, fastest * devices) for name, (title, devices) in ours.items())
+
+
+def row(
+    title: str, name: str, peers: list[str], case: Case, seconds: dict[str, float], compiling: dict[str, float], fastest: float
+) -> str:
+    speed, shown = {x: case.env_steps / took for x, took in seconds.items()}, ("rejax", "PureJaxRL", name)
+    share = flops(case) / case.env_steps * speed[name] / fastest
+    speeds = [f"{speed[x] / 1e3:.0f}k" if x in speed else "" for x in shown]
+    compiles = [f"{compiling[x]:.1f}" if x in compiling else "" for x in shown]
+    faster, slower = speed[name] / max(speed[x] for x in peers), compiling[name] / min(compiling[x] for x in peers)
+    return f"| {title} | {' | '.join(speeds)} | {faster:.2f} | {share:.0%} | {' | '.join(compiles)} | {slower:.2f} |"
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ def set_cpu_flags(num_devices: int | None = None) -> None:
     it. The `eqxrl` command, the tests and the benchmarks call it; so should a script that trains on CPU, first of all: it warns
     where a JAX computation has run already, since the flags are then without effect.
 
-    CPU cores become devices, which the seeds of a run are spread over: `num_devices`, by default as many as this process may run on;
-    where `JAX_NUM_CPU_DEVICES` or `--xla_force_host_platform_device_count` says how many, so many.
+    CPU cores become devices, which the seeds of a run are spread over, or one agent with `PPOHParams(num_devices=...)`: `num_devices`,
+    by default as many as this process may run on; where `JAX_NUM_CPU_DEVICES` or `--xla_force_host_platform_device_count` says how many,
+    so many.
 
     **Raises:** `ValueError` if `num_devices` is below 1.
     """

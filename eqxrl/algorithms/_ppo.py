@@ -2,16 +2,16 @@ import optax
 
 from eqxrl._typing import Scalar, Schedule, as_scalar, as_schedule, field, optional, within
 from eqxrl.advantages import GAE, AbstractAdvantage
-from eqxrl.algorithms._hparams import AbstractMinibatchHParams
+from eqxrl.algorithms._hparams import AbstractDataParallelHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy
 from eqxrl.algorithms._parts import part
-from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
+from eqxrl.collectors import AbstractCollector, DataParallelCollector, RewardScaling, RolloutCollector
 from eqxrl.envs import default_stepper
-from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
+from eqxrl.learners import AbstractLearner, DataParallelLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, PPOLoss
 
 
-class PPOHParams(AbstractMinibatchHParams):
+class PPOHParams(AbstractDataParallelHParams):
     """How a PPO is configured. Integers and flags are static: they set shapes, or pick a branch. The others are leaves, to be
     swept by `vmap` without a recompile; those of type `Schedule` may also be a function of the number of gradient updates,
     such as `optax.linear_schedule(1e-3, 0.0, hp.num_updates)`."""
@@ -54,7 +54,8 @@ class PPO(AbstractOnPolicy):
     def collector(self):
         hp = self.hp
         scaling = RewardScaling(gamma=hp.gamma) if hp.normalize_rewards else None
-        return RolloutCollector(hp.num_envs, hp.num_steps, default_stepper(self.env), reward_scaling=scaling)
+        of_one = RolloutCollector(hp.num_envs // hp.num_devices, hp.num_steps, default_stepper(self.env), reward_scaling=scaling)
+        return of_one if hp.num_devices == 1 else DataParallelCollector(of_one, hp.num_devices)  # pyright: ignore[reportCallIssue]
 
     @part(AbstractAdvantage)
     def advantage(self):
@@ -75,6 +76,7 @@ class PPO(AbstractOnPolicy):
     @part(AbstractLearner)
     def learner(self):
         hp = self.hp
-        return MinibatchLearner(
+        learner = MinibatchLearner(
             self.loss, self.optimizer, num_epochs=hp.num_epochs, num_minibatches=hp.num_minibatches, target_kl=hp.target_kl
         )
+        return learner if hp.num_devices == 1 else DataParallelLearner(learner, hp.num_devices)

@@ -5,17 +5,17 @@ from jaxtyping import Array, Key
 
 from eqxrl._typing import Scalar, Schedule, as_schedule, field, within
 from eqxrl.advantages import GAE, AbstractAdvantage
-from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams, AbstractMinibatchHParams
+from eqxrl.algorithms._hparams import AbstractDataParallelHParams, AbstractEpsilonGreedyHParams
 from eqxrl.algorithms._on_policy import AbstractOnPolicy, OnPolicyState
 from eqxrl.algorithms._parts import part
-from eqxrl.collectors import AbstractCollector, RewardScaling, RolloutCollector
+from eqxrl.collectors import AbstractCollector, DataParallelCollector, RewardScaling, RolloutCollector
 from eqxrl.envs import default_stepper
-from eqxrl.learners import AbstractLearner, MinibatchLearner, clipped
+from eqxrl.learners import AbstractLearner, DataParallelLearner, MinibatchLearner, clipped
 from eqxrl.losses import AbstractLoss, QLoss
 from eqxrl.nn import AbstractActorCritic, Exploring, QActorCritic, QNetwork
 
 
-class PQNHParams(AbstractMinibatchHParams, AbstractEpsilonGreedyHParams):
+class PQNHParams(AbstractDataParallelHParams, AbstractEpsilonGreedyHParams):
     """How a PQN is configured; see `PPOHParams`."""
 
     num_epochs: int = field(default=4)
@@ -51,7 +51,8 @@ class PQN(AbstractOnPolicy):
     def collector(self):
         hp = self.hp
         scaling = RewardScaling(gamma=hp.gamma) if hp.normalize_rewards else None
-        return RolloutCollector(hp.num_envs, hp.num_steps, default_stepper(self.env), reward_scaling=scaling)
+        of_one = RolloutCollector(hp.num_envs // hp.num_devices, hp.num_steps, default_stepper(self.env), reward_scaling=scaling)
+        return of_one if hp.num_devices == 1 else DataParallelCollector(of_one, hp.num_devices)  # pyright: ignore[reportCallIssue]
 
     @part(AbstractAdvantage)
     def advantage(self):
@@ -68,7 +69,8 @@ class PQN(AbstractOnPolicy):
     @part(AbstractLearner)
     def learner(self):
         hp = self.hp
-        return MinibatchLearner(self.loss, self.optimizer, num_epochs=hp.num_epochs, num_minibatches=hp.num_minibatches)
+        learner = MinibatchLearner(self.loss, self.optimizer, num_epochs=hp.num_epochs, num_minibatches=hp.num_minibatches)
+        return learner if hp.num_devices == 1 else DataParallelLearner(learner, hp.num_devices)
 
     def behaviour(self, ts: OnPolicyState) -> AbstractActorCritic:
         return Exploring(ts.agent, self.hp.epsilon(self.env_steps_after(ts.num_iterations)))

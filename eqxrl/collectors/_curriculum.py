@@ -4,6 +4,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from eqxrl._devices import num_shares
 from eqxrl._structs import TrajectoryCollectionState
 from eqxrl._typing import typed
 from eqxrl.collectors._base import AbstractCollector
@@ -41,7 +42,7 @@ class Curriculum(AbstractCollector):
         return self.inner(env, self._params(env_params, state.global_step), policy, state)
 
     def _params(self, env_params: Any, num_rollouts: Int[Array, ""]) -> Any:
-        made = self.schedule(env_params, num_rollouts.astype(jnp.float32) * (self.num_steps * self.num_envs))
+        made = self.schedule(env_params, num_rollouts.astype(jnp.float32) * (self.num_steps * self.num_envs * num_shares()))
         check_params("Curriculum's schedule", env_params, made)
         return made
 

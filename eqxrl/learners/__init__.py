@@ -1,5 +1,6 @@
 """How a policy is improved on a rollout."""
 
+from eqxrl._devices import mean_over_devices as mean_over_devices
 from eqxrl.learners._adaptive_kl import AdaptiveKL as AdaptiveKL
 from eqxrl.learners._base import AbstractLearner as AbstractLearner
 from eqxrl.learners._base import LearnerState as LearnerState
@@ -10,6 +11,7 @@ from eqxrl.learners._base import init_learner_state as init_learner_state
 from eqxrl.learners._by_network import by_network as by_network
 from eqxrl.learners._clipped import clipped as clipped
 from eqxrl.learners._clipped import grad_norm as grad_norm
+from eqxrl.learners._data_parallel import DataParallelLearner as DataParallelLearner
 from eqxrl.learners._minibatch import MinibatchLearner as MinibatchLearner
 from eqxrl.learners._permutation import swap_or_not as swap_or_not
 from eqxrl.learners._target_updates import AbstractTargetUpdate as AbstractTargetUpdate

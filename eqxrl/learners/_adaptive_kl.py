@@ -4,6 +4,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from eqxrl._devices import mean_over_devices
 from eqxrl._structs import AdvantageMinibatch
 from eqxrl._typing import Scalar, field, strong, typed, within
 from eqxrl.learners._base import AbstractLearner, LearnerState
@@ -62,7 +63,7 @@ class AdaptiveKL(AbstractLearner):
         agent, state, metrics = learner(agent, dataclasses.replace(state, opt_state=opt_state), rollout, key)
         t = rollout.trajectories
         log_ratio = evaluate(agent, rollout)[0].log_prob(t.action) - t.log_prob
-        kl = jnp.mean(jnp.expm1(log_ratio) - log_ratio)
+        kl = mean_over_devices(jnp.mean(jnp.expm1(log_ratio) - log_ratio))
         factor = jnp.where(kl > 1.5 * self.target_kl, 2.0, jnp.where(kl < self.target_kl / 1.5, 0.5, 1.0))
         after = dataclasses.replace(state, opt_state=(state.opt_state, jnp.clip(factor * coef, *BOUNDS)))
         return agent, after, metrics | {"kl_coef": coef, "rollout_kl": kl}

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
+from eqxrl._devices import mean_over_devices
 from eqxrl._structs import AdvantageMinibatch
 from eqxrl._typing import Scalar, describe, one_more, strong, typed
 from eqxrl.learners._clipped import grad_norm
@@ -134,7 +135,7 @@ def gradient_update(
                 raise TypeError(f"{type(loss).__name__} returned {describe(x)} for {name}; return a float scalar, such as a mean")
         return result
 
-    grads, metrics = jax.grad(objective, has_aux=True)(params)
+    grads, metrics = mean_over_devices(jax.grad(objective, has_aux=True)(params))
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     updated: Any = optax.apply_updates(params, updates)
     metrics = metrics | {"grad_norm": grad_norm(grads)}

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from eqxrl._devices import mean_over_devices, num_shares, of_the_first
 from eqxrl._typing import Carry, Observation, Scalar, typed
 from eqxrl.nn._actor_critic import AbstractActorCritic
 from eqxrl.nn._distributions import AbstractDistribution
@@ -24,13 +25,18 @@ class RunningMoments(eqx.Module):
     count: Scalar
 
     def update(self, x: Shaped[Array, "..."]) -> "RunningMoments":
-        """Counts `x`, whose trailing axes are those of the mean and whose leading axes are samples."""
+        """Counts `x`, whose trailing axes are those of the mean and whose leading axes are samples;
+        where devices share an agent, those of all of them."""
         axes = tuple(range(x.ndim - self.mean.ndim))
-        n = jnp.asarray(x.size // max(self.mean.size, 1), self.count.dtype)
+        n = jnp.asarray(x.size // max(self.mean.size, 1) * num_shares(), self.count.dtype)
         # The first batch's from its first sample, so that a feature that never changes has a variance of exactly 0.
-        center = jnp.where(self.count == 0, x.reshape(-1, *self.mean.shape)[0].astype(self.mean.dtype), self.mean)
+        first = of_the_first(x.reshape(-1, *self.mean.shape)[0].astype(self.mean.dtype))
+        center = jnp.where(self.count == 0, first, self.mean)
         delta = x.astype(self.mean.dtype) - jnp.expand_dims(center, axes)
         batch_delta, batch_var = jnp.mean(delta, axis=axes), jnp.var(delta, axis=axes)
+        if num_shares() > 1:
+            of_share, batch_delta = batch_delta, mean_over_devices(batch_delta)
+            batch_var = mean_over_devices(batch_var + jnp.square(of_share - batch_delta))
         weight = n / (self.count + n)
         mean = center + batch_delta * weight
         var = self.var * (1 - weight) + batch_var * weight + batch_delta**2 * weight * (1 - weight)

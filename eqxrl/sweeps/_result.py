@@ -89,12 +89,12 @@ class Sweep:
 
     def _run_of(self, point: int) -> RunState:
         """As if the point had been trained by itself."""
-        parts, run = [], None
+        parts, run, algo = [], None, None
         rows = [self._where[point, s] for s in range(self.seeds)]
         for chunk in dict.fromkeys(chunk.folder for chunk, _ in rows):
             there = [(c, i) for c, i in rows if c.folder == chunk]
             whole = newest(chunk / "checkpoints", functools.partial(_read, there[0][0].algo, there[0][0].axes))[0]
-            run, index = whole, np.array([i for _, i in there])
+            run, algo, index = whole, there[0][0].algo, np.array([i for _, i in there])
             take = lambda x, index=index: x[index] if eqx.is_array(x) else x  # noqa: E731
             parts.append(jax.tree.map(take, (whole.state, whole.evaluations, whole.stopped)))
         join = lambda *x: (np if isinstance(x[0], np.ndarray) else jnp).concatenate(x) if eqx.is_array(x[0]) else x[0]  # noqa: E731
@@ -102,7 +102,7 @@ class Sweep:
         assert run is not None
         keys = self._keys()
         return dataclasses.replace(
-            run, state=state, evaluations=evaluations, stopped=stopped, num_seeds=self.seeds, num_devices=num_devices(self.seeds),
+            run, state=state, evaluations=evaluations, stopped=stopped, num_seeds=self.seeds, num_devices=num_devices(self.seeds, algo),
             started_with=fingerprint(keys),
         )
 

@@ -3,7 +3,8 @@ Those that learn reuse the buffers of the training state.
 
 `axes` is `False` for a single agent; for several, it says of each leaf of the algorithm whether it has a value for each seed
 (0), or all share it (`None`). Several are spread over the devices: each has its share of the seeds, and runs the program on it by itself,
-without a word to the others, so that loops of one device don't wait for those of another."""
+without a word to the others, so that loops of one device don't wait for those of another. An agent that several devices work on is on all
+of them before and after each program."""
 
 import dataclasses
 import functools
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
+from eqxrl._devices import mesh_of
 from eqxrl._structs import EvalMetrics, TrainStepMetrics
 from eqxrl._typing import Scalar, Schedule, T, describe
 from eqxrl.algorithms import AbstractAlgorithm
@@ -64,15 +66,15 @@ def for_each(f: Callable, algo: Any, axes: PyTree, *args: Any) -> Any:
     """`f(algo, *args)`; for each seed, if there is an axis of them. One seed is a single agent, which compiles and runs faster than in
     `vmap`."""
     if axes is False:
-        return f(algo, *args)
+        return _on_all(shared_by(algo), f(algo, *args))
     num_seeds = next(x for x in jax.tree.leaves(args) if eqx.is_array(x)).shape[0]
     if num_seeds == 1:
         out = f(member(algo, axes, 0), *jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, args))
-        return jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, out)
+        return _on_all(shared_by(algo), jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, out))
     seeds = eqx.filter_vmap(f, in_axes=(axes, *[eqx.if_array(0)] * len(args)))
     mesh = devices_for(num_seeds)
     if mesh is None:
-        return seeds(algo, *args)
+        return _on_all(shared_by(algo), seeds(algo, *args))
     arrays, static = eqx.partition((algo, args), eqx.is_array)
     rest: list[Any] = []
 
@@ -86,10 +88,26 @@ def for_each(f: Callable, algo: Any, axes: PyTree, *args: Any) -> Any:
     return eqx.combine(out, rest[-1])
 
 
-def num_devices(num_seeds: int | None) -> int:
-    """That so many seeds are spread over."""
-    mesh = devices_for(num_seeds)
+def num_devices(num_seeds: int | None, algo: Any = None) -> int:
+    """That so many seeds are spread over; given the algorithm, also those that work on one agent."""
+    mesh = devices_for(num_seeds) or shared_by(algo)
     return 1 if mesh is None else mesh.size
+
+
+def shared_by(algo: Any) -> Mesh | None:
+    """The devices that work on one agent of the algorithm; `None` if it is one."""
+    return mesh_of(getattr(getattr(algo, "hp", None), "num_devices", 1))
+
+
+def _on_all(mesh: Mesh | None, tree: T) -> T:
+    """What a program returns, with the training state, if there is more the first of it, on all devices. A batch stays where it is, so that
+    what is learned from it is computed as in a program that collects it as well."""
+    if mesh is None:
+        return tree
+    if isinstance(tree, tuple):
+        return _on_all(mesh, tree[0]), *tree[1:]  # pyright: ignore[reportReturnType]
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.with_sharding_constraint(arrays, NamedSharding(mesh, P())), static)
 
 
 def devices_for(num_seeds: int | None) -> Mesh | None:
@@ -112,13 +130,17 @@ def _specs(algo_and_args: tuple[Any, Any], axes: PyTree) -> Any:
 
 
 def spread(axes: PyTree, algo: Any, *args: Any) -> Any:
-    """The algorithm and the arrays `[seeds ...]`, each share on its device; the rest on all of them."""
+    """The algorithm and the arrays `[seeds ...]`, each share on its device; the rest on all of them, as all is where several devices work
+    on one agent."""
     leaves = [x for x in jax.tree.leaves(args) if eqx.is_array(x)]
-    mesh = None if axes is False else devices_for(leaves[0].shape[0])
-    if mesh is None:
+    mesh, shared = None if axes is False else devices_for(leaves[0].shape[0]), shared_by(algo)
+    if mesh is None and shared is None:
         return algo, *args
     arrays, static = eqx.partition((algo, args), eqx.is_array)
-    shardings = jax.tree.map(functools.partial(NamedSharding, mesh), _specs(arrays, axes))
+    if mesh is None:
+        shardings: Any = NamedSharding(shared, P())  # pyright: ignore[reportArgumentType]
+    else:
+        shardings = jax.tree.map(functools.partial(NamedSharding, mesh), _specs(arrays, axes))
     algo, args = eqx.combine(jax.device_put(arrays, shardings), static)
     return algo, *args
 

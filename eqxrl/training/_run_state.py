@@ -224,7 +224,7 @@ def start(
     stopped = None if num_seeds is None else np.zeros(num_seeds, bool)
     run = RunState(
         state=state, key_impl=str(jax.random.key_impl(state.rng)), num_seeds=num_seeds, stopped=stopped,
-        num_devices=programs.num_devices(num_seeds),
+        num_devices=programs.num_devices(num_seeds, one),
         skip_initial_evaluation=skip_initial_evaluation, first_env_step=one.env_steps(state),
         started_with=fingerprint(keys) if train_state is None else None,
         ends=np.cumsum(one.chunks), iteration_size=one.iteration_size,
@@ -237,7 +237,7 @@ def _resumed(folder: Path, algo: AbstractAlgorithm, axes: PyTree) -> tuple[RunSt
     for iteration, path in Checkpoints(folder).files():
         if iteration > run.iteration:  # it is damaged, and would be in the way of the next one
             set_aside(path)
-    if (now := programs.num_devices(run.num_seeds)) != run.num_devices:
+    if (now := programs.num_devices(run.num_seeds, algo)) != run.num_devices:
         changed = "; ".join(filter(None, [changed, f"num_devices: recorded {run.num_devices}, now {now}"]))
         run.num_devices = now
     if changed:
