@@ -26,7 +26,7 @@ LOSS, DIST, NORM = "losses/_ppo.py", "nn/_distributions.py", "nn/_normalize.py"
 ACTING, ROLLOUT, SCALING = "collectors/_base.py", "collectors/_rollout.py", "collectors/_reward_scaling.py"
 RUN, ITERATION, HPARAMS = "algorithms/_base.py", "algorithms/_on_policy.py", "algorithms/_hparams.py"
 LEARNER, UPDATE, SHUFFLE = "learners/_minibatch.py", "learners/_base.py", "learners/_permutation.py"
-CLIPPED = "learners/_clipped.py"
+CLIPPED, PARALLEL = "learners/_clipped.py", "collectors/_data_parallel.py"
 EVALUATOR, STEPPER, TRANSITIONS = "evaluators/_episodes.py", "envs/_stepper.py", "collectors/_transitions.py"
 DQN, BUFFER, ENCODE = "algorithms/_dqn.py", "buffers/_uniform.py", "nn/_encode.py"
 TARGETS, SEQUENCES, OFF_POLICY = "learners/_target_updates.py", "buffers/_sequences.py", "algorithms/_off_policy.py"
@@ -146,6 +146,9 @@ BUGS = [
     ("soft returns run on over the end", SOFT_RETURNS, "jnp.where(terminated, 0.0, later)", "later"),
     ("soft returns run on over a cut", SOFT_RETURNS, "jnp.where(t.done.at[-1].set(True), 0.0, trusted)", "jnp.where(t.terminated.at[-1].set(True), 0.0, trusted)"),
     ("updates go on beyond target_kl", TARGET_KL, "cond_each(~jnp.asarray(over),", "cond_each(jnp.asarray(True),"),
+    ("devices learn without each other", UPDATE, "mean_over_devices(jax.grad(objective, has_aux=True)(params))", "jax.grad(objective, has_aux=True)(params)"),
+    ("all devices draw the same", PARALLEL, "keys[1:], common)", "keys[1:2].repeat(self.num_devices), common)"),
+    ("each device normalises by itself", NORM, "if num_shares() > 1:", "if False:"),
 ]
 
 
