@@ -5,6 +5,7 @@ from eqxrl.algorithms._a2c import A2CHParams as A2CHParams
 from eqxrl.algorithms._base import AbstractAlgorithm as AbstractAlgorithm
 from eqxrl.algorithms._dqn import DQN as DQN
 from eqxrl.algorithms._dqn import DQNHParams as DQNHParams
+from eqxrl.algorithms._hparams import AbstractDataParallelHParams as AbstractDataParallelHParams
 from eqxrl.algorithms._hparams import AbstractEpsilonGreedyHParams as AbstractEpsilonGreedyHParams
 from eqxrl.algorithms._hparams import AbstractHParams as AbstractHParams
 from eqxrl.algorithms._hparams import AbstractMinibatchHParams as AbstractMinibatchHParams

@@ -77,17 +77,17 @@ class AbstractDataParallelHParams(AbstractMinibatchHParams):
     """What those of them have in common that several devices can work on."""
 
     num_devices: int = field(default=1)
-    """Devices, such as CPU cores, that the environments and each minibatch are divided between. It pays where minibatches have about a
-    thousand samples. Runs are other ones than on one device, since keys are drawn for each device. Where there are fewer, one does
-    the work of all, so that the numbers differ in rounding only."""
+    """Devices, such as CPU cores, that the environments and each minibatch are divided between: faster where minibatches have about a
+    thousand samples. Each device draws keys of its own, so that a run isn't the one that a single device makes. Where there are fewer
+    devices, one does the work of all, and the numbers differ in rounding only."""
 
     def __check_init__(self):
         super().__check_init__()
-        of_one = f"num_envs / num_devices * num_steps ({self.num_envs} / {self.num_devices} * {self.num_steps})"
         if rest := self.num_envs % self.num_devices:
             raise ValueError(f"num_envs ({self.num_envs}) must be divisible by num_devices ({self.num_devices}); remainder {rest}")
         if rest := self.num_envs // self.num_devices * self.num_steps % self.num_minibatches:
-            raise ValueError(f"{of_one} must be divisible by num_minibatches ({self.num_minibatches}); remainder {rest}")
+            samples = f"num_envs / num_devices * num_steps ({self.num_envs} / {self.num_devices} * {self.num_steps})"
+            raise ValueError(f"{samples} must be divisible by num_minibatches ({self.num_minibatches}); remainder {rest}")
 
 
 class AbstractEpsilonGreedyHParams(AbstractHParams):

@@ -40,6 +40,9 @@ class AbstractLearner(eqx.Module):
 
             def __call__(self, agent, state, rollout, key):
                 return gradient_update(self.loss, self.optimizer, agent, state, flatten(rollout))
+
+    Several devices that share an agent (`DataParallelLearner`) each call it with their own environments; `gradient_update` takes the mean
+    of their gradients.
     """
 
     @abc.abstractmethod
