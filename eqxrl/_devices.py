@@ -59,6 +59,8 @@ def on_each(f: Callable, num_devices: int, in_axes: PyTree, out_axes: PyTree) ->
 
     Where there are fewer devices, or these have shares of the seeds already, one does the work of all, in `vmap`.
     """
+    if num_devices == 1:
+        return f
     mesh = mesh_of(num_devices)
     if mesh is not None and not _is_share_of_seeds():
         in_specs, out_specs = (jax.tree.map(_spec, axes, is_leaf=_is_none) for axes in (in_axes, out_axes))

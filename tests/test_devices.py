@@ -27,6 +27,8 @@ from eqxrl.learners import (
 )
 from eqxrl.losses import PPOLoss
 from eqxrl.nn import GRUActorCritic, RunningMoments
+from eqxrl.testing import check_collector, check_learner
+from eqxrl.verification._copies import reduced
 
 KEY = jax.random.key(3)
 
@@ -188,6 +190,22 @@ def test_seeds_side_by_side_are_what_each_is(actor_critic):
     keys = jax.random.split(KEY, 2)
     both = eqx.filter_vmap(algo.train)(keys)
     same(jax.tree.map(lambda x: x[1] if eqx.is_array(x) else x, both), algo.train(keys[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_kit_judges_what_each_device_does():
+    learner = MinibatchLearner(PPOLoss(), optax.adam(1e-2), num_epochs=2, num_minibatches=3)
+    check_learner(DataParallelLearner(learner, 2))
+    check_collector(DataParallelCollector(RolloutCollector(3, 16), 2))
+    with pytest.raises(AssertionError, match="epochs in different orders"):
+        check_learner(DataParallelLearner(dataclasses.replace(learner, permutation=lambda key, n: jnp.arange(n)), 2))
+
+
+def test_verify_judges_a_copy_for_one_device():
+    parallel = dict(num_envs=4, num_devices=2)
+    assert reduced(tiny(**parallel)).hp.num_devices == 1
+    inner = RolloutCollector(2, 8)
+    own = reduced(tiny(**parallel, collector=DataParallelCollector(inner, 2)))
+    assert (own.collector.num_devices, own.collector.num_envs, own.hp.num_envs) == (1, 6, 6)
 
 
 SCRIPT = """

@@ -59,7 +59,7 @@ def check_evaluator(evaluator: evaluators.AbstractEvaluator) -> None:
 def check_learner(learner: learners.AbstractLearner) -> None:
     """Holds a learner to its contract: every sample exactly once per epoch and in another order each time, with its advantage and target;
     ratio 1 before the first update; every layer learned, observation statistics untouched; the optimiser's state passed on."""
-    rollouts = probe_rollouts("discrete", 4 * getattr(learner, "num_minibatches", 2), 6)
+    rollouts = probe_rollouts("discrete", 4 * (getattr(learner, "num_minibatches", None) or 2), 6)
     insist(learner, _learners.LearnerLaws(learner, probe_agent("discrete"), rollouts))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from eqxrl._structs import EvalMetrics, TrajectoryWithLastObs, Transitions
 from eqxrl._typing import describe, validate
-from eqxrl.collectors import AbstractCollector
+from eqxrl.collectors import AbstractCollector, DataParallelCollector
 from eqxrl.envs import episode_limit
 from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.nn import AbstractPolicy
@@ -22,8 +22,10 @@ ENDS = ("went on", "terminated", "were cut off", "did both")
 
 
 class CollectorLaws(AbstractLaws):
-    """Of a collector, in glass, with an `AbstractPolicy` if it is to collect `Transitions`, else with an `AbstractActorCritic`."""
+    """Of a collector, in glass, with an `AbstractPolicy` if it is to collect `Transitions`, else with an `AbstractActorCritic`; where
+    several devices share an agent, of what each of them does."""
     def __init__(self, collector: AbstractCollector, env: Any, env_params: Any, policy: Any):
+        collector = collector.inner if isinstance(collector, DataParallelCollector) else collector
         self.part, self.policy, self.env_params = collector, policy, env_params
         self.makes = Transitions if isinstance(policy, AbstractPolicy) else TrajectoryWithLastObs
         self.env = glass(env, env_params)

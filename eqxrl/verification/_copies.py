@@ -16,7 +16,7 @@ from eqxrl.evaluators import AbstractEvaluator
 from eqxrl.nn import AbstractActorCritic
 
 NUM_ITERATIONS = 3
-SIZES = dict(num_envs=6, num_steps=32, num_epochs=2, num_minibatches=3, num_seeds_per_eval=5, num_episodes=5)
+SIZES = dict(num_envs=6, num_steps=32, num_epochs=2, num_minibatches=3, num_seeds_per_eval=5, num_episodes=5, num_devices=1)
 SIZES |= dict(buffer_size=400, capacity=400, batch_size=16, learning_starts=0, target_update_freq=2)
 EPISODE_LIMIT = 20  # episodes are cut off within a rollout, and long enough to end by themselves sometimes
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from eqxrl._structs import AdvantageMinibatch, TrajectoryWithLastObs
 from eqxrl._typing import describe
-from eqxrl.learners import AbstractLearner, LearnerState, flatten
+from eqxrl.learners import AbstractLearner, DataParallelLearner, LearnerState, flatten
 from eqxrl.learners._base import take
 from eqxrl.losses import AbstractLoss
 from eqxrl.nn import AbstractActorCritic, RunningMoments, evaluate, has_memory, trainable
@@ -254,8 +254,9 @@ class Spy(AbstractLoss):
 
 
 class LearnerLaws(AbstractLaws):
-    """Of a learner, with a policy and two rollouts of it."""
+    """Of a learner, with a policy and two rollouts of it; where several devices share an agent, of what each of them does."""
     def __init__(self, learner: AbstractLearner, agent: Any, rollouts: list[TrajectoryWithLastObs]):
+        learner = learner.inner if isinstance(learner, DataParallelLearner) else learner
         self.part, self.agent, self.call = learner, agent, lambda *args: learner(*args)
         self.rollouts = [estimated(rollout, seed) for seed, rollout in enumerate(rollouts[:2])]
 
