@@ -221,9 +221,9 @@ def verify(algo: AbstractAlgorithm, *, key: KeyLike | None = None, quiet: bool =
     parts to those of its kind (all but "jit = no jit": here all is compiled). Prints each law when it was judged, what was seen, and
     where to look if it is broken. A minute at most.
 
-    The copy has few environments, short rollouts, short episodes and one device, but the algorithm's own parts, networks and hyperparameters; a size
-    is made small wherever it is a field that is called as in `PPOHParams` or `DQNHParams`. A law that a part breaks on purpose is
-    declared in its class, with the reason: `deviates = {"cut at episode ends": "lets credit flow across lives"}`.
+    The copy has few environments, short rollouts, short episodes and one device, but the algorithm's own parts, networks and
+    hyperparameters; a size is made small wherever it is a field that is called as in `PPOHParams` or `DQNHParams`. A law that a part
+    breaks on purpose is declared in its class, with the reason: `deviates = {"cut at episode ends": "lets credit flow across lives"}`.
 
     **Arguments:** `key` (or a seed) for the copy's networks and environments; `quiet`: print nothing.
     """
