@@ -2,6 +2,8 @@
 
     python benchmarks/suites.py                      # those that are installed
     python benchmarks/suites.py navix gymnasium/HalfCheetah-v5
+    python benchmarks/suites.py envpool/Breakout-v5 --runs 3
+    python benchmarks/suites.py envpool/CartPole-v1 --envs 1024
 
 64 environments at once, medians of 7 runs, interleaved (of 3 with PPO). By hand: the suite's own step with its own automatic reset, in a
 scan. In a scan both draw all actions and keys ahead, as a rollout does its keys. PPO: env steps per second of training with 64
@@ -180,9 +182,14 @@ def ppo_rate(env: Any, params: Any) -> float:
 
 
 def main() -> None:
+    global NUM_ENVS, RUNS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="*", metavar="suite[/name]")
-    wanted = parser.parse_args().suites or [suite for suite, missing in known_suites().items() if not missing and suite in ENVS]
+    parser.add_argument("--envs", type=int, default=NUM_ENVS, help="environments at once, also PPO's")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of each, after one that warms up")
+    args = parser.parse_args()
+    NUM_ENVS, RUNS = args.envs, args.runs
+    wanted = args.suites or [suite for suite, missing in known_suites().items() if not missing and suite in ENVS]
     set_cpu_flags(num_devices=1)
     print("| environment | by hand | eqxrl | ratio | with PPO |\n|---|---|---|---|---|")
     for env_id in (ENVS.get(x, x) for x in wanted):

@@ -298,7 +298,7 @@ def test_ppo_holds(good, capsys):
     assert [check.name for check in good.checks if check.status != "held"] == ["collector: next_obs is what the step led to"], str(good)
     assert "hp" not in capsys.readouterr().out
     names = {check.name: check.detail for check in good.checks}
-    assert names["no dead hyperparameter"] == "20 have an effect"
+    assert names["no dead hyperparameter"] == "21 have an effect"
     assert names["shapes at each seam"] == "7 metrics, evaluations [episodes=5], 18 updates"
 
 
