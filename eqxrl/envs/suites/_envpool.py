@@ -48,13 +48,21 @@ class EnvPool(AbstractInstances):
         return self.envs.render()[0]
 
     def _seen(self, obs: Any) -> Leaves:
-        leaves = [np.moveaxis(x, 1, -1) if first else x for x, first in zip(leaves_of(obs), self.channels_first)]
+        leaves = [_channels_last(x) if first else x for x, first in zip(leaves_of(obs), self.channels_first)]
         return [x.reshape((len(x), *shape)).astype(dtype, copy=False) for x, (shape, dtype) in zip(leaves, self.shapes)]
 
 
 def _channels_first(space: Any) -> bool:
     """Of an image, whose channels are fewer than its rows and columns."""
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[0] < space.shape[2]
+
+
+def _channels_last(images: np.ndarray) -> np.ndarray:
+    """Channel by channel, which NumPy copies faster than all at once."""
+    out = np.empty((len(images), *images.shape[2:], images.shape[1]), images.dtype)
+    for i in range(images.shape[1]):
+        out[..., i] = images[:, i]
+    return out
 
 
 def _as_seen(space: Any) -> Any:
