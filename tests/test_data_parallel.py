@@ -108,6 +108,16 @@ def test_the_gradient_is_that_of_all_samples(cartpole):
         np.testing.assert_allclose(learned[1][2][name], x, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+def test_all_devices_leave_out_the_same_updates(cartpole):
+    """Since the divergence that decides on them is the mean over all samples."""
+    agent, estimate = estimate_of(cartpole)
+    loss = PPOLoss(normalize_advantages=False)
+    inner = MinibatchLearner(loss, optax.sgd(1.0), num_epochs=4, num_minibatches=1, target_kl=1e-4)
+    one, two = (x(agent, x.init(agent), estimate, KEY) for x in (inner, DataParallelLearner(inner, 2)))
+    assert 0 < one[2]["updates_made"] < 1 and two[2]["updates_made"] == one[2]["updates_made"]
+    same(two[:2], one[:2], rtol=1e-4, atol=1e-6)
+
+
 def test_the_coefficient_of_a_penalty_follows_the_divergence_of_all(cartpole):
     agent, estimate = estimate_of(cartpole)
     inner = AdaptiveKL(MinibatchLearner(PPOLoss(normalize_advantages=False), optax.sgd(1.0), num_epochs=3, num_minibatches=1))
