@@ -68,9 +68,11 @@ class Environment(Protocol):
     - `reset_pool: int | None`: a reset is dear, so while an algorithm collects let episodes open from so many first states that are kept
       (`ResetFromPool`); 0 or `None` for resets of their own, which evaluations have always;
     - `cheap_reset: bool`: a reset costs no more than a step, so compute it at every step rather than in a branch of the program;
-    - `reset_where(key, needed, state, params)`: `reset`, but that it may return anything where `needed` is false, for an environment that
-      pays for each reset of a batch, or that goes on from `state`, in which the episode before ended; a wrapper doesn't need it;
-    - `with_resets() -> Environment`: the same one for a stepper that resets whatever ended, whose `step` may prepare for `reset_where`;
+    - `reset_where(key, needed, state, params, info)`: `reset`, but that it may return anything where `needed` is false, for an environment
+      that pays for each reset of a batch, or that goes on from `state`, in which the episode before ended by a step with this `info`; a
+      wrapper doesn't need it;
+    - `with_resets() -> Environment`: the same one for a stepper that resets whatever ended, whose `step` prepares for `reset_where` by
+      what it says in `info["next"]`;
     - `picture(state, params) -> uint8 [height width 3]`, what a GIF shows of a concrete state. Small ones are scaled up;
     - `not_restored: str`, said when a run is resumed: what a checkpoint lacks, since it isn't in the arrays of the state.
 

@@ -83,7 +83,8 @@ class ResetWhenDone(AbstractStepper):
     def step(
         self, env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, reset_state: PyTree, action: Action
     ) -> VecStep:
-        env = _with_resets(env)
+        if not self.every_step:
+            env = _preparing_resets(env, env_params, keys, env_state, action)
         stepped = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[0], env_state, action, env_params)
         if self.every_step:
             after, anew = vec_step(stepped, reset_state), _reset_all(env, env_params, keys[1])
@@ -93,10 +94,10 @@ class ResetWhenDone(AbstractStepper):
         if ended_at is None:
             return vec_step(stepped, reset_state, lambda keys: _reset_all(env, env_params, keys), keys[1])
 
-        def first(keys: Any, ended: Any, state: Any) -> Any:
-            return strong(jax.vmap(lambda *each: _reset_where(env, env_params, *each))(keys, ended, state))
+        def first(keys: Any, ended: Any, *ended_at: Any) -> Any:
+            return strong(jax.vmap(lambda *each: _reset_where(env, env_params, *each))(keys, ended, *ended_at))
 
-        return vec_step(stepped, reset_state, first, keys[1], stepped[3] | stepped[4], ended_at)
+        return vec_step(stepped, reset_state, first, keys[1], stepped[3] | stepped[4], ended_at, stepped[5])
 
     def refresh(self, env: Any, env_params: Any, key: Key[Array, ""], reset_state: PyTree) -> PyTree:
         return reset_state
@@ -182,7 +183,7 @@ def vec_step(stepped: Transition, reset_state: PyTree, first: Callable[..., Any]
     final_obs, done = obs, terminated | truncated
     if first is not None:
         goes_on = (obs, env_state)
-        obs, env_state = select(done, cond_any(done, first, operands, goes_on), goes_on)
+        obs, env_state = cond_any(done, lambda *args: select(done, first(*args), goes_on), operands, goes_on)
     return VecStep(obs, env_state, reset_state, reward, terminated, truncated, final_obs)
 
 
@@ -197,9 +198,10 @@ class _ResetsWhere(AbstractWrapper):
     env: Any
     needed: Bool[Array, ""]
     state: PyTree
+    info: PyTree
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
-        return self.env.reset_where(key, self.needed, self.state, params)
+        return self.env.reset_where(key, self.needed, self.state, params, self.info)
 
     def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
         return self.env.step(key, state, action, params)
@@ -209,6 +211,16 @@ def _with_resets(env: Any) -> Any:
     """The same environment, whose innermost one is its `with_resets()`, if it has that."""
     inner = list(layers(env))[-1]
     return _around(inner.with_resets(), env) if hasattr(type(inner), "with_resets") else env
+
+
+def _preparing_resets(env: Any, env_params: Any, keys: StepKeys, env_state: PyTree, action: Action) -> Any:
+    """`env`, whose steps prepare for resets where it can do so and its wrappers leave to it what that takes."""
+    prepares = _with_resets(env)
+    if prepares is env:
+        return env
+    step = jax.vmap(prepares.step, in_axes=(0, 0, 0, None))
+    _, state, *_, info = eqx.filter_eval_shape(step, keys[0], env_state, action, env_params)
+    return prepares if "next" in info and _state_to_go_on_from(env, env_params, keys, state) is not None else env
 
 
 def _state_to_go_on_from(env: Any, env_params: Any, keys: StepKeys, state: PyTree) -> PyTree | None:
@@ -221,9 +233,11 @@ def _state_to_go_on_from(env: Any, env_params: Any, keys: StepKeys, state: PyTre
     return state if jax.tree.structure(state) == jax.tree.structure(like) else None
 
 
-def _reset_where(env: Any, env_params: Any, key: Key[Array, ""], needed: Bool[Array, ""], state: PyTree) -> tuple[Any, Any]:
+def _reset_where(
+    env: Any, env_params: Any, key: Key[Array, ""], needed: Bool[Array, ""], state: PyTree, info: PyTree
+) -> tuple[Any, Any]:
     """`env.reset`, in which that of the innermost environment is its `reset_where`."""
-    resets = _ResetsWhere(list(layers(env))[-1], needed, state)
+    resets = _ResetsWhere(list(layers(env))[-1], needed, state, info)
     return _around(resets, env).reset(key, env_params)
 
 

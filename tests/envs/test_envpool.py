@@ -8,21 +8,29 @@ import numpy as np
 import pytest
 
 from eqxrl import check_env, make
-from eqxrl.envs import episode_limit
+from eqxrl.envs import ResetWhenDone, episode_limit
 from eqxrl.spaces import Box
 
 envpool = pytest.importorskip("envpool")
+LAST = 2**31 - 1
 CARTPOLE, PENDULUM, BREAKOUT = "envpool/CartPole-v1", "envpool/Pendulum-v1", "envpool/Breakout-v5"
 
 
 def by_hand(name, states, **options):
     """envpool's own instances, of the seeds of states."""
-    seeds = [int(seed) % (2**31 - 1) + 1 for seed in np.asarray(states.on_host).reshape(-1, 3)[:, 0]]
+    return born(name, [int(seed) % LAST + 1 for seed in np.asarray(states.on_host).reshape(-1, 3)[:, 0]], **options)
+
+
+def born(name, seeds, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium's, of bounds in float64
         envs = envpool.make_gymnasium(name.partition("/")[2], num_envs=len(seeds), seed=seeds, **options)
         assert envs.observation_space is not None
     return envs
+
+
+def as_seen(obs):
+    return np.moveaxis(obs, 0, -1) if obs.dtype == np.uint8 else obs
 
 
 @pytest.mark.parametrize(
@@ -72,10 +80,38 @@ def test_atari_is_seen_channels_last_and_ends_with_a_life_or_the_limit(options, 
         if terminated | truncated:
             np.testing.assert_array_equal(obs, np.moveaxis(expected[0], 0, -1))
             ends.append((bool(terminated), int(info["lives"][0])))
-            obs, state = env.reset_where(jax.random.key(7), jnp.array(True), state)
-            expected = theirs.step(action[None])[0]
+            obs, state = env.env.reset_where(jax.random.key(7), jnp.array(True), state)
+            obs, expected = np.moveaxis(obs, 0, -1), theirs.step(action[None])[0]
     assert (True, 4) in ends and False in dict(ends)
     assert len(np.unique(obs)) > 3
+
+
+@pytest.mark.parametrize("name", [CARTPOLE, BREAKOUT])
+def test_two_play_in_turns_where_episodes_follow_each_other(name):
+    """The one whose episode ended begins the next but one."""
+    options = {"max_episode_steps": 9, "num_threads": 1} | ({"noop_max": 5} if name == BREAKOUT else {})
+    env, n = make(name, **options)[0], 3
+    stepper, actions = ResetWhenDone(), np.random.default_rng(0).integers(2, size=(40, n)).astype(np.int32)
+    obs, state, _ = stepper.init(env, None, jax.random.split(jax.random.key(0), n))
+    seeds = np.asarray(state.on_host)[:, 0].tolist()
+    theirs = [[born(name, [x % LAST + 1], **options), born(name, [x * 48271 % LAST + 1], **options)] for x in seeds]
+    waiting = [[one.reset()[0][0] for one in pair] for pair in theirs]
+    expected, ends = [first.pop(0) for first in waiting], 0
+    step = jax.jit(lambda keys, state, action: stepper.step(env, None, keys, state, (), action))
+    for t in range(40):
+        np.testing.assert_allclose(obs, np.stack(list(map(as_seen, expected))), rtol=1e-6)
+        out = step(jax.random.split(jax.random.key(t), (2, n)), state, actions[t])
+        for i, pair in enumerate(theirs):
+            seen, reward, terminated, truncated, _ = pair[0].step(actions[t, i : i + 1])
+            np.testing.assert_allclose(out.final_obs[i], as_seen(seen[0]), rtol=1e-6)
+            assert (out.reward[i], out.terminated[i], out.truncated[i]) == (reward[0], terminated[0], truncated[0])
+            expected[i] = seen[0]
+            if terminated[0] or truncated[0]:
+                waiting[i].append(pair[0].step(actions[:1, 0])[0][0])  # its own reset
+                expected[i], ends = waiting[i].pop(0), ends + 1
+                pair.reverse()
+        obs, state = out.obs, out.env_state
+    assert ends >= 4 * n
 
 
 def test_spaces_and_the_contract():

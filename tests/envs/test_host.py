@@ -13,7 +13,7 @@ from eqxrl import PPO, PPOHParams, Trainer, make
 from eqxrl.envs import AbstractWrapper, FrameStack, NeverReset, ResetWhenDone, ScaleReward, TimeLimit, known_suites
 from eqxrl.envs._make import SUITES
 from eqxrl.envs.suites._host import hashed
-from eqxrl.envs.suites._pools import Pools
+from eqxrl.envs.suites._pools import GOES_ON, Pools
 
 THERE = [pytest.param(x, marks=pytest.mark.skipif(bool(known_suites()[x]), reason="isn't installed")) for x in ("envpool", "gymnasium")]
 of_each_suite = pytest.mark.parametrize("suite", THERE)
@@ -39,12 +39,13 @@ class ByHand:
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # gymnasium's, of bounds in float64
-                seeds = [x % (2**31 - 1) + 1 for x in seeds]
-                self.pool = envpool.make_gymnasium("CartPole-v1", num_envs=len(seeds), seed=seeds, **options)
-                assert self.pool.observation_space is not None
+                born = [[x % (2**31 - 1) + 1 for x in seeds], [x * 48271 % (2**31 - 1) + 1 for x in seeds]]
+                self.pool, other = (envpool.make_gymnasium("CartPole-v1", num_envs=len(x), seed=x, **options) for x in born)
+                assert self.pool.observation_space is not None and other.observation_space is not None
             self.first = self.pool.reset()[0]
             self.step = lambda actions: self.pool.step(np.asarray(actions, np.int32))[0]
-            self.reset = lambda: self.step(np.zeros(len(seeds)))  # envpool's own: a step of which the action is left out
+            # Another one plays next, or it is envpool's own reset, a step of which the action is left out.
+            self.reset = lambda: other.reset()[0] if seeds[0] & GOES_ON else self.step(np.zeros(len(seeds)))
         else:
             import gymnasium
 
@@ -85,6 +86,21 @@ def test_a_state_can_be_stepped_again_and_otherwise(suite):
     np.testing.assert_array_equal(step(right[1], jnp.array(1))[0], theirs.step([1])[0])
     same = jax.vmap(step)(jax.tree.map(lambda x: jnp.stack([x, x]), middle), jnp.array([1, 0]))
     jax.tree.map(lambda x, a, b: np.testing.assert_array_equal(x, jnp.stack([a, b])), same, right, left)
+
+
+@of_each_suite
+def test_a_state_can_be_stepped_again_after_episodes_that_followed_each_other(suite):
+    env = cartpole(suite, max_episode_steps=3).with_resets()
+    step = jax.jit(jax.vmap(lambda state, action: env.step(jax.random.key(0), state, action)))
+    reset = jax.vmap(lambda state, info: env.reset_where(jax.random.key(0), jnp.array(True), state, None, info))
+    state = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 2))[1]
+    for action in (0, 1, 1, 0, 0, 1, 1, 0, 0):
+        _, state, _, _, truncated, info = step(state, jnp.array([action, 1]))
+        state = reset(state, info)[1] if truncated.all() else state
+    assert state.on_host[:, 1].tolist() == [12, 12] and len(env.host.pools) == 1
+    here, there = (step(state, jnp.array(actions))[:2] for actions in ([0, 1], [1, 0]))
+    assert (here[0] != there[0]).any() and len(env.host.pools) == 2  # the second time others played, from their births
+    assert eqx.tree_equal(step(state, jnp.array([0, 1]))[:2], here)
 
 
 @of_each_suite
@@ -155,13 +171,16 @@ def test_beside_one_of_another_process_the_others_go_on(suite):
     theirs, actions = ByHand(suite, state, max_episode_steps=2), np.array([1, 0, 1])
     state = step(state, actions)[1]
     strange = eqx.tree_at(lambda state: state.on_host, state, state.on_host.at[0, 2].add(1))
-    obs, after, reward, _, truncated, _ = step(strange, actions)
+    obs, after, reward, _, truncated, info = step(strange, actions)
     theirs.step(actions)
     np.testing.assert_array_equal(obs[1:], theirs.step(actions)[1:])
-    begun, first, on_host = after.next
+    begun, first = info["next"]
     assert truncated.all() and reward.tolist() == [0, 1, 1] and begun.tolist() == [False, True, True]
     np.testing.assert_array_equal(first[1:], theirs.reset()[1:])
-    assert on_host[1:, 1].tolist() == [3, 3]
+    keys = jax.random.split(jax.random.key(9), 3)
+    obs, new = jax.vmap(env.reset_where, in_axes=(0, None, 0, None, 0))(keys, jnp.array(True), after, None, info)
+    np.testing.assert_array_equal(obs, jnp.concatenate([env.reset(keys[0])[0][None], first[1:]]))
+    assert new.on_host[:, 1].tolist() == [0, 3, 3]
 
 
 @of_each_suite
@@ -275,10 +294,10 @@ def test_evaluations_drop_no_device_of_the_seeds_that_are_trained(suite, monkeyp
     monkeypatch.setattr(jax, "local_device_count", lambda: 6)
     env = anew(cartpole(suite))
     for i in range(6):
-        env.host.reset(np.uint32([2 * i, 2 * i + 1]))
+        env.host.reset([], [np.empty((2, 4), np.float32)], [np.uint32([2 * i, 2 * i + 1])])
     trained = list(env.host.pools)
     for i in range(12):
-        env.host.reset(np.uint32([100 + i]))
+        env.host.reset([], [np.empty((1, 4), np.float32)], [np.uint32([100 + i])])
     assert all(pool.instances is not None for pool in trained)
 
 
@@ -362,10 +381,22 @@ class KeptStatic(AbstractWrapper):
         return self.env.step(key, state, action, params)
 
 
+class SaysNothing(AbstractWrapper):
+    env: object
+
+    def reset(self, key, params=None):
+        return self.env.reset(key, params)
+
+    def step(self, key, state, action, params=None):
+        *stepped, _ = self.env.step(key, state, action, params)
+        return *stepped, {}
+
+
 WRAPPERS = {
     "changes rewards": (lambda env: ScaleReward(env, 2.0), False),
     "states of their own": (lambda env: TimeLimit(FrameStack(TimeLimit(env, 400), 2), 500), False),
     "static": (KeptStatic, False),
+    "no info": (SaysNothing, False),
     "its state elsewhere": (KeepsItElsewhere, True),
 }
 
@@ -375,7 +406,7 @@ WRAPPERS = {
 def test_in_wrappers_too_only_what_ended_is_reset(suite, wrapper):
     wrap, all_of_them = WRAPPERS[wrapper]
     host, resets = SUITES[suite].make(f"{suite}/CartPole-v1", {})[0], []
-    inner_reset, host.host.reset = host.host.reset, lambda seed: resets.append(seed) or inner_reset(seed)
+    inner_reset, host.host.reset = host.host.reset, lambda *args: resets.append(args) or inner_reset(*args)
     env, stepper = wrap(host), ResetWhenDone()
     _, state, kept = stepper.init(env, None, jax.random.split(jax.random.key(0), 4))
     step = jax.jit(lambda keys, state: stepper.step(env, None, keys, state, kept, jnp.array([0, 1, 0, 1])))
@@ -386,3 +417,4 @@ def test_in_wrappers_too_only_what_ended_is_reset(suite, wrapper):
         assert lasted.all(axis=tuple(range(1, lasted.ndim)))[new].all()  # a first observation
         state, ends = out.env_state, ends + new.sum()
     assert ends > 4 and (len(resets) > 1) == all_of_them
+    assert len(host.host.logged) == 1 or all_of_them  # nothing is played from its birth again

@@ -34,12 +34,14 @@ class Gymnasium(AbstractInstances):
     def first(self) -> Leaves:
         return self._stacked([env.reset(seed=seed)[0] for env, seed in zip(self.envs, self.seeds)])
 
-    def step(self, ids: np.ndarray, actions: Leaves) -> tuple[Leaves, Any, Any, Any]:
+    def step(self, ids: np.ndarray, actions: Leaves, obs: Leaves) -> tuple[Any, Any, Any]:
         parts = [x.tolist() if x.ndim == 1 else x for x in actions]
         each = parts[0] if self.one_array else map(self.actions.unflatten, zip(*parts))
         steps = [self.envs[i].step(action) for i, action in zip(ids.tolist(), each)]
-        obs, reward, terminated, truncated, _ = zip(*steps)
-        return self._stacked(obs), np.asarray(reward, np.float32), np.asarray(terminated, bool), np.asarray(truncated, bool)
+        seen, reward, terminated, truncated, _ = zip(*steps)
+        for x, new in zip(obs, self._stacked(seen), strict=True):
+            x[...] = new
+        return np.asarray(reward, np.float32), np.asarray(terminated, bool), np.asarray(truncated, bool)
 
     def reset(self, ids: np.ndarray) -> Leaves:
         return self._stacked([self.envs[i].reset()[0] for i in ids.tolist()])

@@ -2,7 +2,7 @@
 that stepping is a function of key, state and action there as well."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Key, PyTree, UInt8, UInt32
 
 from eqxrl._cond import cond_any
 from eqxrl.envs._protocol import Transition
-from eqxrl.envs.suites._pools import Pools
+from eqxrl.envs.suites._pools import GOES_ON, Pools
 
 _RESET = np.uint32(0x52455345)
 """What a reset is in a hash."""
@@ -29,8 +29,6 @@ class HostState(eqx.Module):
     """A seed, the steps taken and episodes begun since, a hash of these."""
     obs: PyTree
     """What was seen last."""
-    next: tuple[Bool[Array, ""], PyTree, UInt32[Array, " 3"]]
-    """Whether the next episode has begun already, and that one's `obs` and `on_host`; the state's own where it hasn't."""
 
 
 class OnHost(eqx.Module):
@@ -47,46 +45,55 @@ class OnHost(eqx.Module):
     max_steps: int | None = eqx.field(static=True)
     not_restored: str = eqx.field(static=True)
     begins_next: bool = eqx.field(static=True, default=False)
-    """Where an episode ends, `step` begins the next one, which the state keeps for `reset_where`: one call to the host for both."""
+    """Where an episode ends, `step` begins the next one, which `info["next"]` has for `reset_where`: one call to the host for both."""
 
     def with_resets(self) -> "OnHost":
         return dataclasses.replace(self, begins_next=True)
 
     def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[PyTree, HostState]:
-        seed = jr.bits(key, (), jnp.uint32)
-        obs = _call(self.host.reset, self._shapes(), seed)
-        return _standing(obs, jnp.zeros(3, jnp.uint32).at[0].set(seed))
+        seed = self._seed(key)
+        _, obs = _call(self.host.reset, [], self._shapes(), [seed])
+        return self._standing(obs, jnp.zeros(3, jnp.uint32).at[0].set(seed))
 
     def reset_where(
-        self, key: Key[Array, ""], needed: Bool[Array, ""], state: HostState, params: Any = None
+        self, key: Key[Array, ""], needed: Bool[Array, ""], state: HostState, params: Any = None, info: Mapping[str, Any] | None = None
     ) -> tuple[PyTree, HostState]:
-        def begin(needed: Any) -> Any:
-            shapes = self._shapes(), jax.ShapeDtypeStruct((3,), jnp.uint32)
-            asked = jnp.append(state.on_host, hashed(state.on_host[2]))
-            return _call(self.host.reset_where, shapes, jr.bits(key, (), jnp.uint32), needed, asked)
+        there = [*jax.tree.leaves(state.obs), state.on_host]
+        after = _after(state.on_host, hashed(state.on_host[2]))
 
-        if not self.begins_next:
-            return _standing(*begin(needed))
-        begun, *there = state.next
-        made = cond_any(needed & ~begun, begin, [needed & ~begun], tuple(there))
-        return _standing(*jax.tree.map(lambda x, y: jnp.where(begun, x, y), tuple(there), made))
+        def begin(needed: Any) -> Any:
+            return _call(self.host.reset_where, there, [], [needed, self._seed(key), after])[0]
+
+        if info is None or "next" not in info:
+            made = begin(needed)
+        else:
+            begun, *first = info["next"]
+            made = cond_any(needed & ~begun, begin, [needed & ~begun], there)
+            made = [jnp.where(begun, x, y) for x, y in zip([*first, after], made, strict=True)]
+        return self._standing(made[:-1], made[-1])
 
     def step(self, key: Key[Array, ""], state: HostState, action: PyTree, params: Any = None) -> Transition:
-        seed, time, history = state.on_host
-        then = hashed(history, action)
-        anew = hashed(then)
-        shapes = self._shapes(), jax.ShapeDtypeStruct((2,), jnp.uint32), self._shapes() if self.begins_next else ()
+        then = _after(state.on_host, hashed(state.on_host[2], action))
         step = partial(self.host.step, begins_next=self.begins_next)
-        obs, (flags, reward), first = _call(step, shapes, jnp.stack([seed, time, history, then, anew]), action)
-        known, terminated, truncated, begun = (flags & bit != 0 for bit in (1, 2, 4, 8))
-        obs = jax.tree.map(lambda new, old: jnp.where(known, new, old), obs, state.obs)
-        obs, after = _standing(obs, jnp.where(known, jnp.stack([seed, time + 1, then]), state.on_host))
-        if self.begins_next:
-            after = HostState(after.on_host, obs, (begun, first, jnp.stack([seed, time + 2, anew])))
-        return obs, after, jax.lax.bitcast_convert_type(reward, jnp.float32), terminated, truncated, {}
+        there = [*jax.tree.leaves(state.obs), state.on_host]
+        args = [jnp.append(then, hashed(then[2])), *jax.tree.leaves(action)]
+        shapes = [jax.ShapeDtypeStruct((), x) for x in (jnp.float32, jnp.bool_, jnp.bool_)]
+        (*obs, on_host), made = _call(step, there, shapes + (self._shapes() if self.begins_next else []), args)
+        reward, terminated, truncated, *first = made
+        begun = (terminated | truncated) & (on_host[1] == then[1])
+        info = {"next": (begun, *first)} if self.begins_next else {}
+        return *self._standing(obs, on_host), reward, terminated, truncated, info
 
-    def _shapes(self) -> PyTree:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.host.blank)
+    def _seed(self, key: Key[Array, ""]) -> UInt32[Array, ""]:
+        seed = jr.bits(key, (), jnp.uint32)
+        return seed | jnp.uint32(GOES_ON) if self.begins_next else seed & ~jnp.uint32(GOES_ON)
+
+    def _standing(self, obs: list[Array], on_host: UInt32[Array, " 3"]) -> tuple[PyTree, HostState]:
+        tree = self.host.structure.unflatten(obs)
+        return tree, HostState(on_host, tree)
+
+    def _shapes(self) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.host.leaves]
 
     def observation_space(self, params: Any = None) -> Any:
         return self.host.observation_space
@@ -100,9 +107,9 @@ class OnHost(eqx.Module):
         return self.host.picture((seed, time, history))
 
 
-def _standing(obs: PyTree, on_host: UInt32[Array, " 3"]) -> tuple[PyTree, HostState]:
-    """An observation, and the state of an episode after which none has begun yet."""
-    return obs, HostState(on_host, obs, (jnp.zeros((), jnp.bool_), obs, on_host))
+def _after(on_host: UInt32[Array, " 3"], history: UInt32[Array, ""]) -> UInt32[Array, " 3"]:
+    """Where it stands after one more step, or reset."""
+    return jnp.stack([on_host[0], on_host[1] + 1, history])
 
 
 def hashed(history: UInt32[Array, ""], action: PyTree = _RESET) -> UInt32[Array, ""]:
@@ -118,18 +125,27 @@ def hashed(history: UInt32[Array, ""], action: PyTree = _RESET) -> UInt32[Array,
     return history
 
 
-def _call(method: Callable[..., PyTree], shapes: PyTree, *args: Any) -> PyTree:
-    """What a function of NumPy arrays returns. On CPU it is given XLA's own memory (copied, since that is XLA's again afterwards), which
-    costs a tenth of `jax.pure_callback`."""
+def _call(method: Callable[..., None], changed: list[Array], made: list[jax.ShapeDtypeStruct], args: list[Array]) -> tuple[Any, Any]:
+    """`method(changed, made, args)`, of lists of NumPy arrays: it changes those it is given, and fills in those of the shapes `made`, and
+    both are returned. It may keep none of them: on CPU they are XLA's own memory, which costs a tenth of `jax.pure_callback`."""
+    num_changed, rank = len(changed), jnp.ndim(args[0])
 
-    def fill(context: Any, out: Any, *args: Any) -> None:
-        made = method(*jax.tree.map(lambda x: np.asarray(x).copy(), args))
-        for memory, x in zip(jax.tree.leaves(out), jax.tree.leaves(made), strict=True):
-            np.asarray(memory)[...] = x
+    def here(context: Any, out: Any, *given: Any) -> None:
+        out = [np.asarray(x) for x in out]
+        method(out[:num_changed], out[num_changed:], [np.asarray(x) for x in given[num_changed:]])
 
-    def elsewhere(*args: Any) -> PyTree:
-        returned = lambda *args: method(*jax.tree.map(np.asarray, args))  # noqa: E731
-        return jax.pure_callback(returned, shapes, *args, vmap_method="broadcast_all")
+    def elsewhere(*given: Any) -> list[Any]:
+        def fill(*given: Any) -> list[np.ndarray]:
+            changed, args = [np.array(x) for x in given[:num_changed]], [np.asarray(x) for x in given[num_changed:]]
+            batch = args[0].shape[: args[0].ndim - rank]
+            filled = [np.empty((*batch, *x.shape), x.dtype) for x in made]
+            method(changed, filled, args)
+            return changed + filled
 
-    on_cpu = buffer_callback(fill, shapes, vmap_method="broadcast_all")
-    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+        return jax.pure_callback(fill, shapes, *given, vmap_method="broadcast_all")
+
+    shapes = [*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in changed), *made]
+    aliases = {i: i for i in range(num_changed)}
+    on_cpu = buffer_callback(here, shapes, vmap_method="broadcast_all", input_output_aliases=aliases)
+    out = jax.lax.platform_dependent(*changed, *args, cpu=on_cpu, default=elsewhere)
+    return out[:num_changed], out[num_changed:]

@@ -8,18 +8,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, PyTree, UInt8, UInt32
+from jaxtyping import PyTree, UInt8
 
 from eqxrl.spaces import parts
 
 KEPT_STEPS = 100_000
 """So many steps, in all, are remembered, as the actions that were taken."""
+GOES_ON = 1 << 31
+"""The bit of a seed which says that where an episode ends another one begins at once."""
 State = tuple[int, int, int]
 """A seed, how many steps were taken and episodes begun since, and a hash of these."""
 Leaves = list[np.ndarray]
 """The arrays of observations or of actions, `[instances ...]`, in JAX's order."""
-Way = list[tuple[Leaves | None, np.uint32]]
-"""Actions, `None` for a reset, each with the hash of the state that it leads to."""
+Way = list[tuple[Leaves | None, np.ndarray]]
+"""Actions, `None` for a reset, each with the state that it leads to."""
 
 
 class AbstractInstances(abc.ABC):
@@ -31,8 +33,8 @@ class AbstractInstances(abc.ABC):
         """First observations of all of them. Called once, before anything else."""
 
     @abc.abstractmethod
-    def step(self, ids: np.ndarray, actions: Leaves) -> tuple[Leaves, Any, Any, Any]:
-        """What actions lead some of them to: observations, rewards, and whether it terminated or truncated."""
+    def step(self, ids: np.ndarray, actions: Leaves, obs: Leaves) -> tuple[Any, Any, Any]:
+        """What actions lead some of them to: fills in the observations, and returns rewards, and whether it terminated or truncated."""
 
     @abc.abstractmethod
     def reset(self, ids: np.ndarray) -> Leaves:
@@ -63,7 +65,7 @@ class Pool:
         way = []
         for ids, leaves, after in self.log or ():
             for at in np.flatnonzero(ids == i):
-                way.append((None if leaves is None else [x[at : at + 1] for x in leaves], after[at, 2]))
+                way.append((None if leaves is None else [x[at : at + 1] for x in leaves], after[at]))
                 if tuple(after[at].tolist()) == state:
                     return way
         return None
@@ -92,62 +94,66 @@ class Pools:
         self.blank = blank(observation_space)
         """An observation of zeros."""
         self.leaves, self.structure = jax.tree.flatten(self.blank)
+        self.shapes = [*(x.shape for x in self.leaves), (3,)]
+        """Of observations, and of what says where one stands."""
         self.action_shapes = [space.shape for space in jax.tree.leaves(parts(action_space))]
 
-    def reset(self, seed: UInt32[np.ndarray, "*batch"]) -> PyTree:
-        """First observations, `[*batch ...]`; their states are `(seed, 0, 0)`."""
+    def reset(self, changed: Leaves, made: Leaves, args: Leaves) -> None:
+        """Makes first observations `[*batch ...]` of seeds `[*batch]`; their states are `(seed, 0, 0)`."""
+        seeds = args[0].ravel().tolist()
         with self.lock:
-            return self._shaped(self._birth(seed.ravel().tolist())[1], seed.shape)
+            _fill(self._rows(made, len(seeds)), slice(None), self._birth(seeds)[1])
 
-    def reset_where(
-        self, seed: UInt32[np.ndarray, "*batch"], needed: Bool[np.ndarray, "*batch"], state: UInt32[np.ndarray, "*batch 4"]
-    ) -> tuple[PyTree, UInt32[np.ndarray, "*batch 3"]]:
-        """First observations and states of what comes after `state`, which is given with the hash of that; anything where they aren't
-        needed."""
-        asked = state.reshape(-1, 4)
-        after, obs, needs = asked[:, :3].copy(), self._nothing(len(asked)), np.flatnonzero(needed)
+    def reset_where(self, changed: Leaves, made: Leaves, args: Leaves) -> None:
+        """Changes observations `[*batch ...]` and states `[*batch 3]` to the first ones of what comes after them, where that is needed;
+        given where it is, `[*batch]`, seeds for what isn't known here, and the states after, `[*batch 3]`."""
+        (needed, seeds), (*obs, state) = (x.ravel() for x in args[:2]), self._rows(changed, args[0].size)
+        after = args[2].reshape(state.shape)
         with self.lock:
-            there, strange = self._stand(after, needs)
+            there, strange = self._stand(state, np.flatnonzero(needed))
             for pool, ids, at in there:
                 over = pool.over[ids]
                 if not over.all():
                     strange, ids, at = np.sort(np.concatenate([strange, at[~over]])), ids[over], at[over]
                 if len(ids):
-                    self._fill(obs, at, self._act(pool, ids, None, asked[at, 3])[0])
-                    after[at] = pool.now[ids]
+                    state[at] = after[at]
+                    self._begin(pool, ids, after[at], obs, at)
             if len(strange):
-                pool, first = self._birth(seed.ravel()[strange].tolist())
-                self._fill(obs, strange, first)
-                after[strange] = pool.now
-        return self._shaped(obs, seed.shape), after.reshape(*seed.shape, 3)
+                pool, first = self._birth(seeds[strange].tolist())
+                _fill(obs, strange, first)
+                state[strange] = pool.now
 
-    def step(
-        self, state: UInt32[np.ndarray, "*batch 5"], action: PyTree, begins_next: bool = False
-    ) -> tuple[PyTree, UInt32[np.ndarray, "*batch 2"], PyTree]:
-        """What actions `[*batch ...]` lead to from states, which are given with the hash of the state after, and of a reset after that: the
-        observations; of each step its flags (1 where it was taken, plus 2 if terminated, 4 if truncated, 8 if another episode begins)
-        and the bits of its reward, a float32; and, if others are to begin where one ended, their first observations. What isn't flagged 1
-        is filler: the episode was over, or isn't known here. Few arrays, since each costs as much as a step of a small environment."""
-        batch, asked = state.shape[:-1], state.reshape(-1, 5)
-        n = len(asked)
-        leaves = [x.reshape(n, *shape) for x, shape in zip(jax.tree.leaves(action), self.action_shapes)]
-        obs, first, numbers = self._nothing(n), self._nothing(n), np.zeros((n, 2), np.uint32)
-        numbers[:, 0] = 4
+    def step(self, changed: Leaves, made: Leaves, args: Leaves, begins_next: bool = False) -> None:
+        """Changes observations `[*batch ...]` and states `[*batch 3]` to what actions lead to; given the states after, with the hash of a
+        reset after that, `[*batch 4]`, and the actions. Makes rewards, and whether it terminated or truncated, `[*batch]`, and, if others
+        are to begin where one ended, their first observations. What isn't known here, or was over, stays where it is, and is truncated."""
+        n = made[0].size
+        rewards, terminated, truncated = (x.reshape(n) for x in made[:3])
+        (*obs, state), first, then = self._rows(changed, n), self._rows(made[3:], n), args[0].reshape(n, 4)
+        actions = [x.reshape(n, *shape) for x, shape in zip(args[1:], self.action_shapes)]
+        rewards.fill(0)
+        terminated.fill(False)
+        truncated.fill(True)
         with self.lock:
-            for pool, ids, at in self._stand(asked[:, :3], np.arange(n))[0]:
+            for pool, ids, at in self._stand(state, np.arange(n, dtype=np.int32))[0]:
                 if pool.over.any():
                     going = ~pool.over[ids]
                     ids, at = ids[going], at[going]
-                if len(ids):
-                    seen, reward, terminated, truncated = self._act(pool, ids, [x[at] for x in leaves], asked[at, 3])
-                    self._fill(obs, at, seen)
-                    numbers[at, 0] = 1 + 2 * terminated + 4 * truncated
-                    numbers[at, 1] = np.asarray(reward, np.float32).view(np.uint32)
-                    if begins_next and len(ended := np.flatnonzero(pool.over[ids])):
-                        ids, at = ids[ended], at[ended]
-                        self._fill(first, at, self._act(pool, ids, None, asked[at, 4])[0])
-                        numbers[at, 0] += 8
-        return self._shaped(obs, batch), numbers.reshape(*batch, 2), self._shaped(first, batch) if begins_next else ()
+                if not len(ids):
+                    continue
+                rows, seen = (slice(None), obs) if len(ids) == n else (at, self._unseen(len(ids)))
+                taken, after = [np.array(x[rows]) for x in actions], np.array(then[rows, :3])
+                rewards[rows], terminated[rows], truncated[rows] = self._instances(pool).step(ids, taken, seen)
+                pool.over[ids] = over = terminated[rows] | truncated[rows]
+                state[rows] = after
+                self._moved(pool, ids, taken, after)
+                if seen is not obs:
+                    _fill(obs, at, seen)
+                if begins_next and over.any():
+                    after = after[over]
+                    after[:, 1] += 1
+                    after[:, 2] = then[at[over], 3]
+                    self._begin(pool, ids[over], after, first, at[over])
 
     def picture(self, state: State) -> UInt8[np.ndarray, "height width 3"]:
         """**Raises:** `ValueError` for a state of another process, or of long ago."""
@@ -160,7 +166,8 @@ class Pools:
                 instances, time = self.make([state[0]], render_mode="rgb_array"), 0
                 instances.first()
             for action, _ in way[time:]:
-                _play(instances, np.zeros(1, np.int32), action)
+                one_of_them = np.zeros(1, np.int32)
+                instances.reset(one_of_them) if action is None else instances.step(one_of_them, action, self._unseen(1))
             self.drawn = instances, one, state[1]
             return np.asarray(instances.picture(), np.uint8)
 
@@ -169,7 +176,7 @@ class Pools:
         known."""
         for pool in reversed(self.pools):
             if len(pool.now) == len(states) and (pool.now == states).all():
-                return [(pool, at.astype(np.int32), at)], at[:0]
+                return [(pool, at.astype(np.int32, copy=False), at)], at[:0]
         there: dict[Pool, list[tuple[int, int]]] = {}
         ways, strange = {}, []
         taken: set[tuple[Pool, int]] = set()
@@ -202,10 +209,17 @@ class Pools:
         for t in range(max(map(len, ways))):
             for reset in (False, True):
                 ids = [i for i, way in enumerate(ways) if t < len(way) and (way[t][0] is None) == reset]
-                if ids:
-                    actions, hashes = zip(*(ways[i][t] for i in ids))
-                    leaves = None if reset else [np.concatenate(x) for x in zip(*actions)]
-                    self._act(pool, np.asarray(ids, np.int32), leaves, np.asarray(hashes))
+                if not ids:
+                    continue
+                actions, after = zip(*(ways[i][t] for i in ids))
+                ids, after, seen = np.asarray(ids, np.int32), np.stack(after), self._unseen(len(ids))
+                if reset:
+                    self._begin(pool, ids, after, seen, np.arange(len(ids)))
+                else:
+                    taken = [np.concatenate(x) for x in zip(*actions)]
+                    _, terminated, truncated = self._instances(pool).step(ids, taken, seen)
+                    pool.over[ids] = terminated | truncated
+                    self._moved(pool, ids, taken, after)
 
     def _birth(self, seeds: list[int], needed: Iterable[Pool] = ()) -> tuple[Pool, Leaves]:
         """A new pool, and its first observations. Those that are over, or were left alone for long, are dropped, but for the `needed`. Each
@@ -235,43 +249,40 @@ class Pools:
                 if not self.born[seed]:
                     del self.born[seed]
 
-    def _act(self, pool: Pool, ids: np.ndarray, leaves: Leaves | None, hashes: np.ndarray) -> tuple[Leaves, Any, Any, Any]:
-        """Steps instances, or resets them: observations, rewards, and whether it terminated or truncated."""
-        obs, reward, terminated, truncated = _play(pool.instances, ids, leaves)
-        pool.over[ids] = terminated | truncated
-        after = pool.now[ids]
-        after[:, 1] += 1
-        after[:, 2] = hashes
+    def _begin(self, pool: Pool, ids: np.ndarray, after: np.ndarray, obs: Leaves, at: np.ndarray) -> None:
+        """Begins episodes of instances, which stand at `after` then, and whose first observations become the rows `at`."""
+        _fill(obs, at, self._instances(pool).reset(ids))
+        pool.over[ids] = False
+        self._moved(pool, ids, None, after)
+
+    def _moved(self, pool: Pool, ids: np.ndarray, actions: Leaves | None, after: np.ndarray) -> None:
+        """Remembers what instances did, and that they stand at `after`, `[n 3]`."""
         pool.now[ids] = after
         self.pools.move_to_end(pool)
         if pool.log is not None:
-            pool.log.append((ids, leaves, after))
+            pool.log.append((ids, actions, after))
             self.kept_steps += len(ids)
         while self.kept_steps > KEPT_STEPS:
             oldest = self.logged.popleft()
             self.kept_steps -= sum(len(x) for x, *_ in oldest.log or ())
             oldest.log = None
             self._bury(oldest)
-        return obs, reward, terminated, truncated
 
-    def _nothing(self, n: int) -> Leaves:
-        return [np.zeros((n, *x.shape), x.dtype) for x in self.leaves]
+    def _instances(self, pool: Pool) -> AbstractInstances:
+        assert pool.instances is not None
+        return pool.instances
 
-    def _fill(self, obs: Leaves, at: np.ndarray, new: Leaves) -> None:
-        for i, x in enumerate(new):
-            if len(x) == len(obs[i]):
-                obs[i] = x
-            else:
-                obs[i][at] = x
+    def _unseen(self, n: int) -> Leaves:
+        return [np.empty((n, *x.shape), x.dtype) for x in self.leaves]
 
-    def _shaped(self, obs: Leaves, shape: tuple[int, ...]) -> PyTree:
-        return self.structure.unflatten([x.reshape((*shape, *x.shape[1:])) for x in obs])
+    def _rows(self, arrays: Leaves, n: int) -> Leaves:
+        """Observations, and where they stand, `[n ...]`."""
+        return [x.reshape(n, *shape) for x, shape in zip(arrays, self.shapes)]
 
 
-def _play(instances: Any, ids: np.ndarray, leaves: Leaves | None) -> tuple[Leaves, Any, Any, Any]:
-    if leaves is None:
-        return instances.reset(ids), np.zeros(len(ids), np.float32), np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-    return instances.step(ids, leaves)
+def _fill(arrays: Leaves, at: Any, new: Leaves) -> None:
+    for x, rows in zip(arrays, new, strict=True):
+        x[at] = rows
 
 
 def leaves_of(obs: Any) -> list[Any]:
