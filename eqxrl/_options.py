@@ -19,6 +19,9 @@ from eqxrl.training._runs import find_algorithm
 _WITH_VALUE = ("--algo", "--preset", "--seed", "--seeds", "--out", "--name", "--resume", "--folder", "--samples", "--chunk")
 """Options of `train`, `sweep` and `verify`, besides hyperparameters, that are followed by a value."""
 
+ENV = "--env."
+"""What options of the environment begin with. Only the environment knows which ones there are."""
+
 
 class Chosen:
     """What a command line says is to be trained.
@@ -28,7 +31,9 @@ class Chosen:
     """
 
     def __init__(self, argv: list[str], swept: bool = False):
-        self.options, tokens = {}, iter(argv)
+        self.argv, env_options = _without_env_options(argv)
+        self.env_kwargs = {name.removeprefix(ENV).replace("-", "_"): _value(text) for name, text in env_options.items()}
+        self.options, tokens = dict(env_options), iter(self.argv)
         for token in tokens:
             option, equals, value = token.partition("=")
             if option.startswith("--hp.") or option in _WITH_VALUE:
@@ -81,7 +86,9 @@ class Chosen:
         return self._create(self.given(hp))
 
     def _create(self, given: dict[str, Any]) -> Any:
-        return self.preset.create(**given) if self.preset else self.cls.create(self.env_id, hp=self.cls.HParams(**given))
+        if self.preset:
+            return self.preset.create(self.env_kwargs, **given)
+        return self.cls.create(self.env_id, env_kwargs=self.env_kwargs, hp=self.cls.HParams(**given))
 
     def swept(self, hp: Any) -> tuple[Any, dict[str, Any]]:
         """The algorithm with the values that are fixed, and what is swept."""
@@ -102,6 +109,28 @@ class Chosen:
         if given:
             run.extend(given["total_timesteps"])
         return run
+
+
+def _without_env_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The rest, and the texts of the environment's options."""
+    rest, options, tokens = [], {}, iter(argv)
+    for token in tokens:
+        option, equals, text = token.partition("=")
+        if not option.startswith(ENV):
+            rest.append(token)
+        elif (value := text if equals else next(tokens, None)) is None or option == ENV:
+            raise ValueError(f"an option of the environment is given by name, with a value, as in: {ENV}max-episode-steps 500; got {token}")
+        else:
+            options[option] = value
+    return rest, options
+
+
+def _value(text: str) -> Any:
+    """What a text stands for in Python: a number, True (also true), None, a tuple; or else itself."""
+    try:
+        return ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _field_docs(cls: type) -> dict[str, str]:

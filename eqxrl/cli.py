@@ -41,7 +41,8 @@ def main() -> None:
     try:
         set_cpu_flags()
         keep_programs()
-        code = _app(sys.argv[1:]).cli(prog="eqxrl", description="Reinforcement learning in JAX and Equinox.")
+        app, argv = _app(sys.argv[1:])
+        code = app.cli(prog="eqxrl", description="Reinforcement learning in JAX and Equinox.", args=argv)
     except NonFinite as error:
         code = _complain("; ".join([str(error), *getattr(error, "__notes__", ())]), 1)
     except (ValueError, TypeError, OSError, IndexError, ImportError) as error:
@@ -101,7 +102,8 @@ def _ignore(line: str) -> None:
     pass
 
 
-def _app(argv: list[str]) -> Any:
+def _app(argv: list[str]) -> tuple[Any, list[str]]:
+    """The commands, and what is left of the arguments for their parser."""
     app = tyro.extras.SubcommandApp()
     chosen = Chosen(argv[1:], argv[0] == "sweep") if argv and argv[0] in ("train", "sweep", "verify") else None
     HP: Any = Annotated[chosen.HP, tyro.conf.arg(help=chosen.about)] if chosen else Any
@@ -117,7 +119,8 @@ def _app(argv: list[str]) -> Any:
         """Train one agent, or many at once, and leave a folder with all there is to see.
 
         Args:
-            env_id: An environment, such as CartPole-v1 of gymnax or popgym/AutoencodeEasy, or one of your own, path/to/file.py:Name.
+            env_id: An environment, such as CartPole-v1 of gymnax or popgym/AutoencodeEasy, or one of your own, path/to/file.py:Name. Its
+                options go as --env.NAME VALUE, such as --env.max-episode-steps 500 for gymnasium/CartPole-v1.
             algo: ppo, a2c, impala, pqn, reppo, dqn, sac, td3, or one of your own, path/to/file.py:Class.
             preset: A tuned configuration; the environment's first one if there is any. "default" is the algorithm as it is.
             hp: Hyperparameters.
@@ -218,7 +221,7 @@ def _app(argv: list[str]) -> Any:
         assert chosen is not None
         return 0 if check(chosen.create(hp), key=seed, quiet=quiet).ok else 1
 
-    return app
+    return app, [argv[0], *chosen.argv] if chosen else argv
 
 
 def _what(run: Run, preset: str = "") -> str:
@@ -373,7 +376,7 @@ def _row(run: Run) -> tuple[dict[str, Any], str, tuple[str, str, str]]:
         row |= dict(env_steps=int(curve.env_steps[-1]), iqm=float(iqm(curve.returns)[-1]))
     json_module.dumps(row)
     env_steps, last = ("", "") if row["iqm"] is None else (f"{row['env_steps']:,}", f"{row['iqm']:.1f}")
-    options = (f"{k}={v}" for k, v in run.config.options().items())
+    options = (f"{k}={v}" for k, v in [*((f"env.{k}", v) for k, v in run.config.env_kwargs.items()), *run.config.options().items()])
     return row, " ".join([_what(run), *options]), (env_steps, last, "yes" if run.finished else "no")
 
 

@@ -250,6 +250,32 @@ def test_overriding_one_value_of_a_preset_changes_only_that_value(not_trained):
     assert hyperparameters(network)["parts"]["actor_critic"]["options"]["log_std_init"] == 0.5
 
 
+def test_options_of_the_environment(here, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    args = ["Catch-bsuite", "--hp.total-timesteps", "64", "--env.rows", "6", "--env.columns=4", *QUICK, "--quiet"]
+    assert here("train", *args) == (0, "", "")
+    assert Run("runs/Catch-bsuite-001").config.env_kwargs == {"columns": 4, "rows": 6}
+    assert "env.columns=4 env.rows=6" in " ".join(here("runs")[1].split())
+    assert here("evaluate", "runs/Catch-bsuite-001", "--quiet")[0] == 0
+    for wrong, why in [
+        (["--env.rowz", "6"], "unexpected keyword argument 'rowz'"),
+        (["--env.rows"], "with a value, as in: --env.max-episode-steps 500; got --env.rows"),
+        (["--env.", "6"], "is given by name"),
+    ]:
+        code, _, errors = here("train", "Catch-bsuite", *wrong)
+        assert code == 2 and why in errors and errors.count("\n") == 1
+    code, _, errors = here("train", "--resume", "runs/Catch-bsuite-001", "--env.rows", "7")
+    assert code == 2 and "leave out --env.rows" in errors
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("6", 6), ("1e-3", 0.001), ("true", True), ("False", False), ("none", None), ("hard", "hard"), ("(3, 4)", (3, 4)), ("8x8", "8x8")],
+)
+def test_an_option_is_a_python_value_or_a_text(text, value):
+    assert Chosen(["Catch-bsuite", f"--env.some-thing={text}"]).env_kwargs == {"some_thing": value}
+
+
 # What is done with runs.
 
 

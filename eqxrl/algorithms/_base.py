@@ -1,6 +1,6 @@
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -82,11 +82,12 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         env: Any = None,
         env_params: Any = None,
         hp: Any = None,
+        env_kwargs: Mapping[str, Any] | None = None,
         **parts: Any,
     ) -> TAlgorithm:
         """**Arguments:**
 
-        - `env_id`: an environment's name for `eqxrl.make`; or
+        - `env_id`, `env_kwargs`: an environment's name for `eqxrl.make`, and options, if any; or
         - `env`, `env_params`: an environment (see `eqxrl.envs.Environment`), and its parameters if not its `default_params`.
         - `hp`: hyperparameters, of the class `HParams`; the defaults if none are given.
         - any of the class's parts, by name (`part_names()`): an instance, or a function of the hyperparameters. A network
@@ -101,7 +102,9 @@ class AbstractAlgorithm(eqx.Module, Generic[TState, TBatch]):
         if hp is not None and not isinstance(hp, cls.HParams):
             raise TypeError(f"hp must be {cls.HParams.__name__}, got {name_of(hp)}")
         if env_id is not None:
-            env, default_params = make(env_id)
+            env, default_params = make(env_id, **(env_kwargs or {}))
+        elif env_kwargs:
+            raise ValueError("env_kwargs are options with which env_id is made; env is an environment already")
         else:
             default_params = getattr(env, "default_params", None)
         env_params = default_params if env_params is None else env_params

@@ -41,9 +41,9 @@ class Preset:
         schedules = {name: LinearSchedule(x, 0.0, hp.num_updates) for name, x in starts.items() if not callable(x)}
         return dataclasses.replace(hp, **schedules)
 
-    def create(self, **overrides: Any) -> AbstractAlgorithm:
+    def create(self, env_kwargs: Mapping[str, Any] | None = None, **overrides: Any) -> AbstractAlgorithm:
         """The algorithm with these hyperparameters, some of them overridden."""
-        return self.cls.create(self.env_id, hp=self.hparams(**overrides), **self.parts)
+        return self.cls.create(self.env_id, env_kwargs=env_kwargs, hp=self.hparams(**overrides), **self.parts)
 
 
 _ZOO = "RL Baselines3 Zoo, hyperparams"  # its vf_coef of 0.5 weighs the whole squared error, `PPOLoss`'s half of it: 1.0 here

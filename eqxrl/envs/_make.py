@@ -6,7 +6,7 @@ from typing import Any
 from eqxrl._extras import how_to_install
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.envs._contract import as_environment
-from eqxrl.envs._wrappers import SelectObservation
+from eqxrl.envs._wrappers import Options, SelectObservation, WithOptions
 from eqxrl.envs.suites import (
     _brax,
     _craftax,
@@ -60,7 +60,7 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
     try:
         hash(tuple(env_kwargs.values()))
     except TypeError:
-        return _make.__wrapped__(env_id, **env_kwargs)
+        return _make.__wrapped__(env_id, **dict(sorted(env_kwargs.items())))
     return _make(env_id, **dict(sorted(env_kwargs.items())))
 
 
@@ -85,6 +85,11 @@ def env_ids(suite: str = "gymnax") -> list[str]:
 
 @functools.lru_cache(maxsize=None, typed=True)
 def _make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
+    env, params = _made(env_id, env_kwargs)
+    return WithOptions(env, env_id, Options(env_kwargs)) if env_kwargs else env, params
+
+
+def _made(env_id: str, env_kwargs: dict[str, Any]) -> tuple[Any, Any]:
     if is_user_code(env_id):
         factory = from_file(env_id)
         if not callable(factory):

@@ -18,6 +18,27 @@ def inner_picture(wrapper: AbstractWrapper) -> Callable[[Any, Any], Any]:
     return lambda state, params: draw(state.env_state, params)
 
 
+class Options(dict[str, Any]):
+    """Arguments by name, which can be a static field."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(tuple(self))
+
+
+class WithOptions(AbstractWrapper):
+    """An environment that `make` made with options. It changes nothing: a run's folder tells them by it."""
+
+    env: Any
+    env_id: str = eqx.field(static=True)
+    options: Options = eqx.field(static=True)
+
+    def reset(self, key: Key[Array, ""], params: Any = None) -> tuple[Any, Any]:
+        return self.env.reset(key, params)
+
+    def step(self, key: Key[Array, ""], state: Any, action: Any, params: Any = None) -> Transition:
+        return self.env.step(key, state, action, params)
+
+
 class TimeLimitIsTerminal(AbstractWrapper):
     """Reports an episode that was cut off as one that terminated; `truncated` is always false, so nothing is bootstrapped at
     a time limit. This biases the values (Pardo et al. 2018, https://arxiv.org/abs/1712.00378); it is here to reproduce

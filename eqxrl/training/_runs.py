@@ -26,6 +26,8 @@ from eqxrl._structs import EvalMetrics
 from eqxrl._user_code import from_file, is_user_code
 from eqxrl.algorithms import ALGORITHMS, PRESETS, AbstractAlgorithm
 from eqxrl.envs import env_name
+from eqxrl.envs._protocol import layers
+from eqxrl.envs._wrappers import WithOptions
 from eqxrl.training._builtin import NanGuard
 from eqxrl.training._callback import Callback
 from eqxrl.training._checkpoints import Checkpoints
@@ -47,6 +49,8 @@ class RunConfig:
     algorithm: str
     """A name in `ALGORITHMS`, or `/path/to/file.py:Class`; with a `source`, the class's name."""
     env_id: str | None
+    env_kwargs: Mapping[str, Any]
+    """Options with which the environment was made."""
     preset: str | None
     """Where hyperparameters and parts were taken from, for people: they are written out, so it may change without changing the run."""
     source: str | None
@@ -84,7 +88,7 @@ class RunConfig:
             algo = dataclasses.replace(algo, hp=hp)
         else:
             cls = find_algorithm(self.algorithm)
-            algo = cls.create(self.env_id, hp=cls.HParams(**_decode(self.hp)), **_decode(self.parts))
+            algo = cls.create(self.env_id, env_kwargs=self.env_kwargs, hp=cls.HParams(**_decode(self.hp)), **_decode(self.parts))
         now = hyperparameters(algo)
         run = {k: getattr(self, k) for k in _DESCRIPTION} | {"algorithm": self.algorithm if self.source else now["algorithm"]}
         run, now = flat(run), flat({k: now[k] for k in run})
@@ -173,10 +177,13 @@ class Run:
         kind, described = type(algo), hyperparameters(algo)
         names = {x: name for name, x in ALGORITHMS.items()}
         algorithm = (names.get(kind) or _origin(kind) if source is None else None) or kind.__qualname__
+        if made := next((x for x in layers(algo.env) if isinstance(x, WithOptions)), None):
+            env_id = made.env_id
         env_id = _absolute(env_id or _origin(type(_innermost(algo.env))) or described["env"]) if source is None else None
+        env_kwargs = readable(made.options) if made and source is None else {}
         source = None if source is None else _absolute(source)
         rest = {k: described[k] for k in _DESCRIPTION}
-        config = RunConfig(algorithm, env_id, preset, source, seed, num_seeds, **rest, versions=versions())
+        config = RunConfig(algorithm, env_id, env_kwargs, preset, source, seed, num_seeds, **rest, versions=versions())
         try:
             config.create()
         except (ValueError, TypeError, OSError, ImportError) as error:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import gymnax
+import jax
 import pytest
 
 from eqxrl.envs import Gymnax, TimeLimit, as_environment, check_env, env_ids, env_name, known_suites, make
@@ -17,6 +18,13 @@ def test_known_names():
     assert env.name == env_name(env) == "CartPole-v1" and params == env.default_params
     assert isinstance(env, Gymnax) and as_environment(env, params) is env
     assert make("Catch-bsuite", rows=7)[0].rows == 7
+
+
+def test_an_environment_tells_with_which_options_it_was_made():
+    env, params = make("Catch-bsuite", rows=7)
+    assert env.env_id == "Catch-bsuite" and env.options == {"rows": 7} and env_name(env) == "Catch-bsuite"
+    assert as_environment(env, params) is env and hash(env) == hash(make("Catch-bsuite", rows=7)[0])
+    assert jax.tree.structure(env) != jax.tree.structure(make("Catch-bsuite", rows=8)[0])
 
 
 def test_the_same_name_and_arguments_give_the_same_environment():
@@ -144,9 +152,9 @@ def test_environments_in_a_file_of_ones_own(mine):
     env, params = make(f"{mine}:Mine", goal=2.0)
     assert env.goal == 2.0 and params == {"speed": 0.1} and env_name(env) == "Mine"
     check_env(env, params)
-    assert make(f"{mine}:Mine", goal=2.0)[0] is env and type(make(f"{mine}:Mine")[0]) is type(env)
+    assert make(f"{mine}:Mine", goal=2.0)[0] is env and type(make(f"{mine}:Mine")[0]) is type(env.env)
     short, params = make(f"{mine}:short", max_steps=5)
-    assert isinstance(short, TimeLimit) and short.max_steps == 5 and params == {"speed": 0.1}
+    assert isinstance(short.env, TimeLimit) and short.max_steps == 5 and params == {"speed": 0.1}
     assert isinstance(make(f"{mine}:of_gymnax")[0], Gymnax)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import arrays, same
 
-from eqxrl import A2C, DQN, GAE, PPO, A2CHParams, DQNHParams, LinearSchedule, MakeNetwork, PPOHParams, algorithms, load, preset
+from eqxrl import A2C, DQN, GAE, PPO, A2CHParams, DQNHParams, LinearSchedule, MakeNetwork, PPOHParams, algorithms, load, make, preset
 from eqxrl._user_code import from_file
 from eqxrl.training import Callback, Run, RunConfig, Trainer, hyperparameters, load_checkpoint
 
@@ -155,6 +155,30 @@ def test_options_are_what_differs(tmp_path):
 
 
 # What it takes to make it again.
+
+
+CATCH = lambda **options: PPO.create("Catch-bsuite", env_kwargs=options, hp=PPOHParams(**PPO_SIZES), actor_critic=NETWORK)  # noqa: E731
+
+
+def test_options_of_the_environment_are_written_down(tmp_path):
+    algo = CATCH(rows=7)
+    by_hand = PPO.create(env=make("Catch-bsuite", rows=7)[0], hp=PPOHParams(**PPO_SIZES), actor_critic=NETWORK)
+    for run in (Run.new(algo, tmp_path), Run.new(by_hand, tmp_path)):
+        assert run.config.env_id == "Catch-bsuite" and run.config.env_kwargs == {"rows": 7}
+        assert Run(run.folder).config.create().env.rows == 7
+    path = run.folder / "config.json"
+    path.write_text(path.read_text().replace('"rows": 7', '"rows": 8', 1))
+    with pytest.raises(ValueError, match="environment/options/rows: the run has 7, this would have 8"):
+        Run(run.folder).config.create()
+    assert Run.new(CATCH(), tmp_path).config.env_kwargs == {}
+    with pytest.raises(ValueError, match="env_kwargs are options with which env_id is made; env is an environment already"):
+        PPO.create(env=algo.env, env_kwargs={"rows": 7})
+
+
+def test_a_training_with_other_options_of_the_environment_is_not_gone_on_with(tmp_path):
+    Trainer(folder=tmp_path).fit(CATCH(rows=7), jax.random.key(0))
+    with pytest.raises(ValueError, match="environment/options/rows"):
+        Trainer(folder=tmp_path).fit(CATCH(rows=8), resume=True)
 
 
 def limited():
@@ -360,7 +384,8 @@ def test_a_configuration_is_written_whole_or_not_at_all(finished, tmp_path, monk
 
 def test_a_config_is_data():
     """Only public classes of the package are made of it, and nothing is imported but the files that it names."""
-    rest: dict = dict(preset=None, source=None, seed=0, num_seeds=1, hp={}, env="", environment={}, env_params=None, versions={})
+    rest: dict = dict(env_kwargs={}, preset=None, source=None, seed=0, num_seeds=1, hp={})
+    rest |= dict(env="", environment={}, env_params=None, versions={})
     config = dict(rest, algorithm="ppo", env_id="CartPole-v1", parts={})
     with pytest.raises(TypeError, match="Popen can't be made of what is written down"):
         RunConfig(**{**config, "parts": {"learner": {"type": "Popen", "args": ["ls"]}}}).create()
