@@ -126,21 +126,26 @@ def hashed(history: UInt32[Array, ""], action: PyTree = _RESET) -> UInt32[Array,
 
 
 def _call(method: Callable[..., None], changed: list[Array], made: list[jax.ShapeDtypeStruct], args: list[Array]) -> tuple[Any, Any]:
-    """`method(changed, made, args)`, of lists of NumPy arrays: it changes those it is given, and fills in those of the shapes `made`, and
-    both are returned. It may keep none of them: on CPU they are XLA's own memory, which costs a tenth of `jax.pure_callback`."""
+    """`method(changed, made, args)`, of lists of NumPy arrays, `[n ...]` however it is vmapped: it changes those it is given, and fills in
+    those of the shapes `made`, and both are returned. It may keep none of them: on CPU they are XLA's own memory, which costs a tenth of
+    `jax.pure_callback`."""
     num_changed, rank = len(changed), jnp.ndim(args[0])
 
+    def run(out: list[np.ndarray], args: list[np.ndarray]) -> None:
+        if (depth := args[0].ndim - rank) != 1:
+            out, args = ([x.reshape(-1, *x.shape[depth:]) for x in arrays] for arrays in (out, args))
+        method(out[:num_changed], out[num_changed:], args)
+
     def here(context: Any, out: Any, *given: Any) -> None:
-        out = [np.asarray(x) for x in out]
-        method(out[:num_changed], out[num_changed:], [np.asarray(x) for x in given[num_changed:]])
+        run([np.asarray(x) for x in out], [np.asarray(x) for x in given[num_changed:]])
 
     def elsewhere(*given: Any) -> list[Any]:
         def fill(*given: Any) -> list[np.ndarray]:
-            changed, args = [np.array(x) for x in given[:num_changed]], [np.asarray(x) for x in given[num_changed:]]
+            args = [np.asarray(x) for x in given[num_changed:]]
             batch = args[0].shape[: args[0].ndim - rank]
-            filled = [np.empty((*batch, *x.shape), x.dtype) for x in made]
-            method(changed, filled, args)
-            return changed + filled
+            out = [np.array(x) for x in given[:num_changed]] + [np.empty((*batch, *x.shape), x.dtype) for x in made]
+            run(out, args)
+            return out
 
         return jax.pure_callback(fill, shapes, *given, vmap_method="broadcast_all")
 

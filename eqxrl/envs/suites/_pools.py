@@ -94,21 +94,16 @@ class Pools:
         self.blank = blank(observation_space)
         """An observation of zeros."""
         self.leaves, self.structure = jax.tree.flatten(self.blank)
-        self.shapes = [*(x.shape for x in self.leaves), (3,)]
-        """Of observations, and of what says where one stands."""
-        self.action_shapes = [space.shape for space in jax.tree.leaves(parts(action_space))]
 
     def reset(self, changed: Leaves, made: Leaves, args: Leaves) -> None:
-        """Makes first observations `[*batch ...]` of seeds `[*batch]`; their states are `(seed, 0, 0)`."""
-        seeds = args[0].ravel().tolist()
+        """Makes first observations `[n ...]` of seeds `[n]`; their states are `(seed, 0, 0)`."""
         with self.lock:
-            _fill(self._rows(made, len(seeds)), slice(None), self._birth(seeds)[1])
+            _fill(made, slice(None), self._birth(args[0].tolist())[1])
 
     def reset_where(self, changed: Leaves, made: Leaves, args: Leaves) -> None:
-        """Changes observations `[*batch ...]` and states `[*batch 3]` to the first ones of what comes after them, where that is needed;
-        given where it is, `[*batch]`, seeds for what isn't known here, and the states after, `[*batch 3]`."""
-        (needed, seeds), (*obs, state) = (x.ravel() for x in args[:2]), self._rows(changed, args[0].size)
-        after = args[2].reshape(state.shape)
+        """Changes observations `[n ...]` and states `[n 3]` to the first ones of what comes after, where that is needed; given where it is,
+        `[n]`, seeds for what isn't known here, `[n]`, and the states after, `[n 3]`."""
+        (*obs, state), (needed, seeds, after) = changed, args
         with self.lock:
             there, strange = self._stand(state, np.flatnonzero(needed))
             for pool, ids, at in there:
@@ -124,13 +119,11 @@ class Pools:
                 state[strange] = pool.now
 
     def step(self, changed: Leaves, made: Leaves, args: Leaves, begins_next: bool = False) -> None:
-        """Changes observations `[*batch ...]` and states `[*batch 3]` to what actions lead to; given the states after, with the hash of a
-        reset after that, `[*batch 4]`, and the actions. Makes rewards, and whether it terminated or truncated, `[*batch]`, and, if others
-        are to begin where one ended, their first observations. What isn't known here, or was over, stays where it is, and is truncated."""
-        n = made[0].size
-        rewards, terminated, truncated = (x.reshape(n) for x in made[:3])
-        (*obs, state), first, then = self._rows(changed, n), self._rows(made[3:], n), args[0].reshape(n, 4)
-        actions = [x.reshape(n, *shape) for x, shape in zip(args[1:], self.action_shapes)]
+        """Changes observations `[n ...]` and states `[n 3]` to what actions lead to; given the states after, with the hash of a reset after
+        that, `[n 4]`, and the actions, `[n ...]`. Makes rewards, and whether it terminated or truncated, `[n]`, and, if others are to begin
+        where one ended, their first observations, `[n ...]`, and anything elsewhere. What isn't known here, or was over, stays where it is,
+        and is truncated."""
+        (*obs, state), (rewards, terminated, truncated, *first), (then, *actions), n = changed, made, args, len(args[0])
         rewards.fill(0)
         terminated.fill(False)
         truncated.fill(True)
@@ -274,10 +267,6 @@ class Pools:
 
     def _unseen(self, n: int) -> Leaves:
         return [np.empty((n, *x.shape), x.dtype) for x in self.leaves]
-
-    def _rows(self, arrays: Leaves, n: int) -> Leaves:
-        """Observations, and where they stand, `[n ...]`."""
-        return [x.reshape(n, *shape) for x, shape in zip(arrays, self.shapes)]
 
 
 def _fill(arrays: Leaves, at: Any, new: Leaves) -> None:
