@@ -2,10 +2,10 @@
 
     python benchmarks/suites.py                      # those that are installed
     python benchmarks/suites.py navix gymnasium/HalfCheetah-v5
-    python benchmarks/suites.py envpool/Breakout-v5 --runs 3
-    python benchmarks/suites.py envpool/CartPole-v1 --envs 1024
+    python benchmarks/suites.py envpool/Breakout-v5 --runs 7
+    python benchmarks/suites.py envpool/CartPole-v1 --envs 256
 
-64 environments at once, medians of 7 runs of 500 steps, interleaved (of 3 with PPO). By hand: the suite's own step with its own automatic
+64 environments at once, medians of 21 runs of 200 steps, interleaved (of 3 with PPO). By hand: the suite's own step with its own automatic
 reset, in a scan, or on the host in a loop. Both sides have the same actions. These, the keys, and what is made before the first step aren't
 in the time: this is of stepping and resetting alone. Where a suite resets in the place of a step, that isn't counted as a step. PPO: env
 steps per second of training with 64 environments, 128 steps, 4 minibatches, 4 epochs, without compilation.
@@ -26,7 +26,7 @@ from eqxrl import PPO, PPOHParams, make, set_cpu_flags
 from eqxrl.envs import default_stepper, known_suites
 from eqxrl.spaces import sample
 
-NUM_ENVS, NUM_STEPS, RUNS = 64, 500, 7
+NUM_ENVS, NUM_STEPS, RUNS = 64, 200, 21
 ENVS = {
     "gymnax": "CartPole-v1", "brax": "brax/inverted_pendulum", "craftax": "craftax/Craftax-Classic-Symbolic-v1",
     "envpool": "envpool/CartPole-v1", "gymnasium": "gymnasium/CartPole-v1", "jaxmarl": "jaxmarl/MPE_simple_spread_v3",

@@ -33,8 +33,8 @@ class EnvPool(AbstractInstances):
     """A pool of envpool; `make(num_envs=, seed=)` is its own function.
 
     Envpool resets what is over instead of stepping it, and a call to it costs as much as the steps of many small environments. So where a
-    seed says that one `GOES_ON`, two play in turns: when an episode ends the other one takes over, at a first observation that is there
-    already, and the one before is reset along with the next step.
+    seed has the bit `GOES_ON`, two play in turns: when an episode ends the other one takes over, at a first observation that is there
+    already, and the one that has ended is reset along with the next step.
     """
 
     def __init__(self, make: Callable[..., Any], seeds: list[int], **options: Any):
@@ -83,6 +83,7 @@ class EnvPool(AbstractInstances):
 
     def picture(self) -> np.ndarray:
         return self.envs.render(self.plays[:1])[0]
+
 
 class ChannelsLast(AbstractWrapper):
     """Turns images, whose channels envpool has first."""

@@ -15,7 +15,7 @@ from eqxrl.spaces import parts
 KEPT_STEPS = 100_000
 """So many steps, in all, are remembered, as the actions that were taken."""
 GOES_ON = 1 << 31
-"""The bit of a seed which says that where an episode ends another one begins at once."""
+"""The bit of a seed which says that where an episode ends the next one begins at once."""
 State = tuple[int, int, int]
 """A seed, how many steps were taken and episodes begun since, and a hash of these."""
 Leaves = list[np.ndarray]
