@@ -218,8 +218,8 @@ def _preparing_resets(env: Any, env_params: Any, keys: StepKeys, env_state: PyTr
     prepares = _with_resets(env)
     if prepares is env:
         return env
-    step = jax.vmap(prepares.step, in_axes=(0, 0, 0, None))
-    _, state, *_, info = eqx.filter_eval_shape(step, keys[0], env_state, action, env_params)
+    step, of_step = jax.vmap(prepares.step, in_axes=(0, 0, 0, None)), jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
+    _, state, *_, info = eqx.filter_eval_shape(step, of_step, env_state, action, env_params)
     return prepares if "next" in info and _state_to_go_on_from(env, env_params, keys, state) is not None else env
 
 

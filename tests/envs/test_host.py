@@ -190,6 +190,13 @@ def test_what_a_wrapper_cuts_off_is_another_life(suite):
     assert ends.tolist() == [[t in (4, 9)] * 4 for t in range(12)]
 
 
+@of_each_suite
+def test_keys_are_used_once(suite):
+    """Also where it is found out first whether a step can prepare for resets."""
+    with jax.debug_key_reuse(True):
+        rollout(ResetWhenDone(), cartpole(suite), 2)
+
+
 class StartsAtOne(AbstractWrapper):
     """Its episodes all begin at one state, which was made without a stepper."""
 
