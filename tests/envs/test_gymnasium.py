@@ -1,5 +1,7 @@
 """gymnasium's environments beside gymnasium used by hand: `pip install 'eqxrl[gymnasium]'`, or these tests are left out."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,3 +92,11 @@ def test_nested_spaces_and_the_contract(monkeypatch):
 def test_unknown_names():
     with pytest.raises(ValueError, match="gymnasium has no environment 'gymnasium/CartPole'; did you mean CartPole-v1"):
         make("gymnasium/CartPole")
+
+
+def test_what_draws_may_be_missing(monkeypatch):
+    env, _ = make("gymnasium/CartPole-v1", max_episode_steps=11)
+    state = env.reset(jax.random.key(0))[1]
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(ImportError, match="pygame is not installed, run `pip install"):
+        env.picture(state)

@@ -47,7 +47,12 @@ class Gymnasium(AbstractInstances):
         return self._stacked([self.envs[i].reset()[0] for i in ids.tolist()])
 
     def picture(self) -> np.ndarray:
-        return self.envs[0].render()
+        from gymnasium.error import DependencyNotInstalled
+
+        try:
+            return self.envs[0].render()
+        except DependencyNotInstalled as error:  # which tells how to install what draws
+            raise ImportError(str(error)) from error
 
     def end(self) -> None:
         self.spare.extend(self.envs)
