@@ -118,7 +118,7 @@ def _without_env_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
         option, equals, text = token.partition("=")
         if not option.startswith(ENV):
             rest.append(token)
-        elif (value := text if equals else next(tokens, None)) is None or option == ENV:
+        elif (value := text if equals else next(tokens, "--")).startswith("--") or option == ENV:
             raise ValueError(f"an option of the environment is given by name, with a value, as in: {ENV}max-episode-steps 500; got {token}")
         else:
             options[option] = value

@@ -261,6 +261,7 @@ def test_options_of_the_environment(here, monkeypatch, tmp_path):
         (["--env.rowz", "6"], "unexpected keyword argument 'rowz'"),
         (["--env.rows"], "with a value, as in: --env.max-episode-steps 500; got --env.rows"),
         (["--env.", "6"], "is given by name"),
+        (["--env.rows", "--quiet"], "got --env.rows"),
     ]:
         code, _, errors = here("train", "Catch-bsuite", *wrong)
         assert code == 2 and why in errors and errors.count("\n") == 1

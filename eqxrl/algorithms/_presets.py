@@ -42,7 +42,7 @@ class Preset:
         return dataclasses.replace(hp, **schedules)
 
     def create(self, env_kwargs: Mapping[str, Any] | None = None, **overrides: Any) -> AbstractAlgorithm:
-        """The algorithm with these hyperparameters, some of them overridden."""
+        """The algorithm with these hyperparameters, some of them overridden, and an environment that is made with options, if any."""
         return self.cls.create(self.env_id, env_kwargs=env_kwargs, hp=self.hparams(**overrides), **self.parts)
 
 

@@ -57,11 +57,12 @@ def make(env_id: str, **env_kwargs: Any) -> tuple[Any, Any]:
     if is_user_code(env_id):
         file, _, name = env_id.rpartition(":")
         env_id = f"{Path(file).expanduser().resolve()}:{name}"  # the same file, whatever the folder
+    env_kwargs = dict(sorted(env_kwargs.items()))
     try:
         hash(tuple(env_kwargs.values()))
     except TypeError:
-        return _make.__wrapped__(env_id, **dict(sorted(env_kwargs.items())))
-    return _make(env_id, **dict(sorted(env_kwargs.items())))
+        return _make.__wrapped__(env_id, **env_kwargs)
+    return _make(env_id, **env_kwargs)
 
 
 def known_suites() -> dict[str, str]:

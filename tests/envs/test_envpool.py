@@ -114,6 +114,18 @@ def test_two_play_in_turns_where_episodes_follow_each_other(name):
     assert ends >= 4 * n
 
 
+def test_the_one_that_plays_is_drawn():
+    env = make(CARTPOLE, max_episode_steps=2)[0]
+    stepper = ResetWhenDone()
+    _, state, _ = stepper.init(env, None, jax.random.split(jax.random.key(0), 1))
+    for t in range(2):
+        state = stepper.step(env, None, jax.random.split(jax.random.key(t), (2, 1)), state, (), jnp.array([t])).env_state
+    state = jax.tree.map(lambda x: x[0], state)
+    drawn, other = env.picture(state), int(state.on_host[0]) * 48271 % LAST
+    np.testing.assert_array_equal(drawn, env.host.picture((other, 0, 0)))
+    assert state.on_host[1] == 3 and (drawn != env.host.picture((int(state.on_host[0]), 0, 0))).any()
+
+
 def test_spaces_and_the_contract():
     check_env(*make(CARTPOLE, max_episode_steps=20))
     check_env(*make("envpool/MiniGrid-Empty-5x5-v0", max_episode_steps=20), num_steps=40)

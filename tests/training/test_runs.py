@@ -157,11 +157,12 @@ def test_options_are_what_differs(tmp_path):
 # What it takes to make it again.
 
 
-CATCH = lambda **options: PPO.create("Catch-bsuite", env_kwargs=options, hp=PPOHParams(**PPO_SIZES), actor_critic=NETWORK)  # noqa: E731
+def catch(**options):
+    return PPO.create("Catch-bsuite", env_kwargs=options, hp=PPOHParams(**PPO_SIZES), actor_critic=NETWORK)
 
 
 def test_options_of_the_environment_are_written_down(tmp_path):
-    algo = CATCH(rows=7)
+    algo = catch(rows=7)
     by_hand = PPO.create(env=make("Catch-bsuite", rows=7)[0], hp=PPOHParams(**PPO_SIZES), actor_critic=NETWORK)
     for run in (Run.new(algo, tmp_path), Run.new(by_hand, tmp_path)):
         assert run.config.env_id == "Catch-bsuite" and run.config.env_kwargs == {"rows": 7}
@@ -170,15 +171,15 @@ def test_options_of_the_environment_are_written_down(tmp_path):
     path.write_text(path.read_text().replace('"rows": 7', '"rows": 8', 1))
     with pytest.raises(ValueError, match="environment/options/rows: the run has 7, this would have 8"):
         Run(run.folder).config.create()
-    assert Run.new(CATCH(), tmp_path).config.env_kwargs == {}
+    assert Run.new(catch(), tmp_path).config.env_kwargs == {}
     with pytest.raises(ValueError, match="env_kwargs are options with which env_id is made; env is an environment already"):
         PPO.create(env=algo.env, env_kwargs={"rows": 7})
 
 
 def test_a_training_with_other_options_of_the_environment_is_not_gone_on_with(tmp_path):
-    Trainer(folder=tmp_path).fit(CATCH(rows=7), jax.random.key(0))
+    Trainer(folder=tmp_path).fit(catch(rows=7), jax.random.key(0))
     with pytest.raises(ValueError, match="environment/options/rows"):
-        Trainer(folder=tmp_path).fit(CATCH(rows=8), resume=True)
+        Trainer(folder=tmp_path).fit(catch(rows=8), resume=True)
 
 
 def limited():

@@ -34,7 +34,7 @@ class EnvPool(AbstractInstances):
 
     Envpool resets what is over instead of stepping it, and a call to it costs as much as the steps of many small environments. So where a
     seed has the bit `GOES_ON`, two play in turns: when an episode ends the other one takes over, at a first observation that is there
-    already, and the one that has ended is reset along with the next step.
+    already, and the one that has ended is reset along with the next step. There are twice as many then, which take twice the memory.
     """
 
     def __init__(self, make: Callable[..., Any], seeds: list[int], **options: Any):

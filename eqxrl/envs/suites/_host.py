@@ -37,7 +37,7 @@ class OnHost(eqx.Module):
 
     A state that was stepped already can be stepped again, otherwise: it is reached anew from its seed. A state of another process, such as
     that of a run which is resumed, can't be: its first step says that the episode is cut off (`truncated`), with the observation that it
-    has and a reward of 0. `info` is empty.
+    has and a reward of 0. `info` is empty, but for what `begins_next` puts there.
     """
 
     host: Pools = eqx.field(static=True)

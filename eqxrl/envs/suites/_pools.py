@@ -91,9 +91,8 @@ class Pools:
         self.drawn: tuple[Any, tuple[Pool, int] | None, int] = (None, None, 0)
         """What draws, the instance that it follows, and how far it has come."""
         self.observation_space, self.action_space = observation_space, action_space
-        self.blank = blank(observation_space)
+        self.leaves, self.structure = jax.tree.flatten(blank(observation_space))
         """An observation of zeros."""
-        self.leaves, self.structure = jax.tree.flatten(self.blank)
 
     def reset(self, changed: Leaves, made: Leaves, args: Leaves) -> None:
         """Makes first observations `[n ...]` of seeds `[n]`; their states are `(seed, 0, 0)`."""
@@ -158,9 +157,12 @@ class Pools:
             if one is None or one != before or time > state[1]:
                 instances, time = self.make([state[0]], render_mode="rgb_array"), 0
                 instances.first()
+            only = np.zeros(1, np.int32)
             for action, _ in way[time:]:
-                one_of_them = np.zeros(1, np.int32)
-                instances.reset(one_of_them) if action is None else instances.step(one_of_them, action, self._unseen(1))
+                if action is None:
+                    instances.reset(only)
+                else:
+                    instances.step(only, action, self._unseen(1))
             self.drawn = instances, one, state[1]
             return np.asarray(instances.picture(), np.uint8)
 
